@@ -1,0 +1,217 @@
+//! Who comes in: the session's side of its listeners and its lobby.
+//!
+//! With `max_peers = 1` a newcomer gets the one place at once if that is free, or held by a connection that
+//! never sent anything or has been silent for 5 s; else it waits that long in the lobby. With more places a
+//! newcomer waits in the lobby until it has sent something, so that those who only knock cost no UDP socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tokio::net::TcpStream;
+
+use crate::event::{Cause, EventKind, Refusal};
+use crate::links::Link;
+use crate::listen::{Incoming, Listener, Waiting};
+use crate::session::admission::{Admission, SILENT_TIMEOUT, admit};
+use crate::session::{LinkId, RelaySessionActor};
+use crate::sockopt;
+
+/// Connections accepted in one turn of the task.
+const MAX_TURNS: usize = 32;
+/// With one place and somebody waiting for it, the incumbent is looked at this often.
+const CHECK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+/// `PeerRefused` is reported this often at most.
+const REFUSED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl RelaySessionActor {
+    /// Accepts at the addresses that the session's sockets listen at now, and no others.
+    pub(crate) fn start_accepting(&mut self, ctx: &mut Context<Self>) -> io::Result<()> {
+        for accepting in self.accepting.drain(..) {
+            ctx.cancel_future(accepting);
+        }
+        let listeners = self.sockets.listeners()?;
+        if listeners.is_empty() {
+            return Ok(());
+        }
+        if self.config.peer_limit() == 1 {
+            self.ensure_primary();
+        }
+        for listener in listeners {
+            self.accepting.push(ctx.spawn(Accept(Listener::new(listener)?)));
+        }
+        self.accepting.push(ctx.spawn(WatchLobby));
+        self.reporter.report(EventKind::Listening { local_tcp: self.sockets.local_tcp() });
+        Ok(())
+    }
+
+    pub(crate) fn stop_accepting(&mut self, ctx: &mut Context<Self>) {
+        for accepting in self.accepting.drain(..) {
+            ctx.cancel_future(accepting);
+        }
+        self.lobby.clear();
+        // Nothing is bound anew, so nothing can fail.
+        let _ = self.sockets.listen(&[], &self.options);
+    }
+
+    /// Counts a peer that is turned away; tells of one a second.
+    pub(crate) fn refuse(&mut self, peer: SocketAddr, reason: Refusal) {
+        let now = now();
+        if self.refusals.last.is_some_and(|last| now < last + REFUSED_INTERVAL) {
+            self.refusals.more += 1;
+            return;
+        }
+        self.refusals.last = Some(now);
+        let more = std::mem::take(&mut self.refusals.more);
+        self.reporter.report(EventKind::PeerRefused { peer, reason, more });
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, listener: SocketAddr, ctx: &mut Context<Self>) {
+        match incoming {
+            Incoming::Paused(error) => {
+                let error = error.to_string();
+                self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
+            }
+            Incoming::Peer { stream, peer, resumed } => {
+                if resumed {
+                    self.reporter.report(EventKind::AcceptResumed { local_tcp: listener });
+                }
+                self.on_peer(stream, peer, ctx);
+            }
+        }
+    }
+
+    fn on_peer(&mut self, stream: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+        if !self.is_allowed(peer.ip()) {
+            return self.refuse(peer, Refusal::NotAllowed);
+        }
+        if let Err(error) = sockopt::tune_tcp(&stream) {
+            // The peer has gone already; whoever reads will find out.
+            tracing::debug!(%peer, %error, "tuning an accepted connection");
+        }
+        let newcomer = Waiting { stream, peer, since: now() };
+        if let Some(evicted) = self.lobby.push(newcomer) {
+            let reason = if self.primary.is_some() { Refusal::Full } else { Refusal::Silent };
+            self.refuse(evicted.peer, reason);
+        }
+        self.check_lobby(ctx);
+    }
+
+    /// With one place: lets in whom it can, turns away who waited in vain, and looks again when that changes.
+    fn check_lobby(&mut self, ctx: &mut Context<Self>) {
+        if self.config.peer_limit() > 1 {
+            return;
+        }
+        self.admit_waiting(ctx);
+        let now = now();
+        while let Some(waiting) = now.checked_sub(SILENT_TIMEOUT).and_then(|then| self.lobby.pop_older(then))
+        {
+            self.refuse(waiting.peer, Refusal::Full);
+        }
+        if let Some(timer) = self.lobby_timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if self.lobby.len() > 0 {
+            let incumbent = self.primary.and_then(|id| self.links.get(&id)).and_then(Link::incumbent);
+            let wait = match admit(now, incumbent) {
+                Admission::Wait(until) => until.saturating_duration_since(now).min(CHECK_INTERVAL),
+                Admission::Admit | Admission::Replace => CHECK_INTERVAL,
+            };
+            self.lobby_timer = Some(ctx.run_later(wait, |act, ctx| {
+                act.lobby_timer = None;
+                act.check_lobby(ctx);
+            }));
+        }
+    }
+
+    fn admit_to(&mut self, primary: LinkId, stream: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+        self.stop_dialing(primary, ctx);
+        if let Err(error) = self.attach(primary, stream, peer, false) {
+            tracing::warn!(%peer, %error, "cannot serve a peer");
+            self.refuse(peer, Refusal::NoSocket);
+        }
+    }
+
+    /// With many places: a connection in the lobby has sent something.
+    fn on_spoken(&mut self, waiting: Waiting) {
+        let Waiting { stream, peer, .. } = waiting;
+        let taken = self.links.values().filter(|link| link.is_accepted()).count();
+        if taken < self.config.peer_limit() {
+            self.adopt(stream, peer);
+        } else {
+            self.refuse(peer, Refusal::Full);
+        }
+    }
+
+    /// With one place: gives it to the newest in the lobby, if it is free or can be freed.
+    pub(crate) fn admit_waiting(&mut self, ctx: &mut Context<Self>) {
+        let Some(primary) = self.primary.filter(|_| self.config.peer_limit() == 1) else { return };
+        if self.lobby.len() == 0 || self.stopping {
+            return;
+        }
+        let Some(link) = self.links.get(&primary) else { return };
+        match admit(now(), link.incumbent()) {
+            Admission::Admit => {
+                if let Some(Waiting { stream, peer, .. }) = self.lobby.pop_newest() {
+                    self.admit_to(primary, stream, peer, ctx);
+                }
+            }
+            // It comes in when the incumbent has ended.
+            Admission::Replace => link.close(Cause::Replaced),
+            Admission::Wait(_) => {}
+        }
+    }
+}
+
+/// Accepts at one address.
+struct Accept(Listener);
+
+impl ActorFuture<RelaySessionActor> for Accept {
+    type Output = ();
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        act: &mut RelaySessionActor,
+        ctx: &mut Context<RelaySessionActor>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        for _ in 0..MAX_TURNS {
+            let Poll::Ready(incoming) = self.0.poll_accept(cx) else { return Poll::Pending };
+            act.on_incoming(incoming, self.0.local(), ctx);
+            // The lobby has changed: its watcher is to look.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+/// Looks at the lobby each time the session is woken, by one of those who wait in it above all.
+struct WatchLobby;
+
+impl ActorFuture<RelaySessionActor> for WatchLobby {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        act: &mut RelaySessionActor,
+        _: &mut Context<RelaySessionActor>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        if act.config.peer_limit() == 1 {
+            act.lobby.drop_closed(cx);
+        } else {
+            while let Poll::Ready(waiting) = act.lobby.poll_spoken(cx) {
+                act.on_spoken(waiting);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,176 @@
+//! A flow carries datagrams one way, from UDP to a stream: one lock around a bounded queue.
+//!
+//! The UDP side pushes batches and never waits; the stream's writer takes bytes when its socket takes them.
+//! No mailbox lies between: a mailbox blocked by a full TCP socket would no longer hear `Disconnect`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::counters::{DropReason, LiveCounters};
+use crate::datagrams::Batch;
+use queue::Queue;
+
+mod queue;
+
+/// Bounded in bytes and age, see [`Queue`]; one writer takes from it at a time.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    inner: Mutex<Inner>,
+    counters: Arc<LiveCounters>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: Queue,
+    /// Woken when the queue is no longer empty.
+    writer: Option<Waker>,
+}
+
+impl Flow {
+    pub(crate) fn new(max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
+        Self { inner: Mutex::new(Inner { queue: Queue::new(max_bytes, max_age), writer: None }), counters }
+    }
+
+    /// Appends a batch as far as it fits, and wakes the writer if the queue was empty.
+    pub(crate) fn push(&self, now: Instant, batch: Batch) {
+        let mut inner = self.lock();
+        let was_empty = inner.queue.is_empty();
+        inner.queue.push(now, batch);
+        self.count_dropped(&mut inner.queue);
+        let writer = if was_empty { inner.writer.take() } else { None };
+        drop(inner);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
+    /// The next whole frames, at most `max` bytes of them unless one alone is longer. Waits while there are
+    /// none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
+    pub(crate) fn poll_front(&self, cx: &mut Context<'_>, now: Instant, max: usize) -> Poll<Bytes> {
+        let mut inner = self.lock();
+        let front = inner.queue.front(now, max);
+        self.count_dropped(&mut inner.queue);
+        match front {
+            Some(bytes) => Poll::Ready(bytes),
+            None => {
+                match &mut inner.writer {
+                    Some(writer) => writer.clone_from(cx.waker()),
+                    writer => *writer = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The stream took `taken` bytes of the front. Counts the datagrams that are now complete.
+    pub(crate) fn advance(&self, taken: usize) {
+        let finished = self.lock().queue.advance(taken);
+        if taken > 0 {
+            let headers = finished.datagrams * crate::tcp::framing::HEADER_LEN as u64;
+            self.counters.sent_to_tcp(finished.datagrams, finished.bytes.saturating_sub(headers));
+        }
+    }
+
+    /// Nothing is waiting.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().queue.is_empty()
+    }
+
+    /// The age limit of what comes from now on.
+    pub(crate) fn set_max_age(&self, max_age: Duration) {
+        self.lock().queue.set_max_age(max_age);
+    }
+
+    /// The stream is gone; the next one begins with a whole frame.
+    pub(crate) fn restart(&self) {
+        let mut inner = self.lock();
+        inner.queue.restart();
+        inner.writer = None;
+        self.count_dropped(&mut inner.queue);
+    }
+
+    /// Nobody will take from this flow any more.
+    pub(crate) fn close(&self) {
+        let left = self.lock().queue.clear();
+        self.counters.dropped(DropReason::ConnectionLost, left);
+    }
+
+    /// Counts what has become too old since the last push, so that statistics are up to date.
+    pub(crate) fn expire(&self, now: Instant) {
+        let mut inner = self.lock();
+        inner.queue.expire(now);
+        self.count_dropped(&mut inner.queue);
+    }
+
+    fn count_dropped(&self, queue: &mut Queue) {
+        let dropped = queue.take_dropped();
+        self.counters.dropped(DropReason::Expired, dropped.expired);
+        self.counters.dropped(DropReason::QueueFull, dropped.full);
+        self.counters.dropped(DropReason::ConnectionLost, dropped.cut);
+    }
+
+    /// A panic elsewhere must not end this flow: the queue is valid between any two of its methods.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::datagrams::BatchBuilder;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::Wake;
+
+    /// For the tests of pure files, which read no clock.
+    pub(crate) fn any_instant() -> Instant {
+        Instant::now()
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn batch(datagram: &[u8]) -> Batch {
+        let mut builder = BatchBuilder::default();
+        builder.push(datagram, datagram.len());
+        builder.finish()
+    }
+
+    #[test]
+    fn the_writer_is_woken_once_when_the_queue_fills() {
+        let counters = Arc::new(LiveCounters::default());
+        let flow = Flow::new(1 << 16, Duration::from_secs(1), counters.clone());
+        let (wakes, now) = (Arc::new(Wakes::default()), any_instant());
+        let waker = Waker::from(wakes.clone());
+        let cx = &mut Context::from_waker(&waker);
+        assert!(flow.poll_front(cx, now, 100).is_pending());
+        flow.push(now, batch(b"one"));
+        flow.push(now, batch(b"two"));
+        assert_eq!(wakes.0.load(SeqCst), 1);
+        for _ in 0..2 {
+            let Poll::Ready(bytes) = flow.poll_front(cx, now, 100) else { panic!("a frame waits") };
+            flow.advance(bytes.len());
+        }
+        assert!(flow.is_empty());
+        let sent = counters.snapshot().to_tcp;
+        assert_eq!((sent.datagrams, sent.bytes), (2, 6));
+    }
+
+    #[test]
+    fn what_a_closed_flow_held_is_counted() {
+        let counters = Arc::new(LiveCounters::default());
+        let flow = Flow::new(1 << 16, Duration::from_secs(1), counters.clone());
+        flow.push(any_instant(), batch(b"one"));
+        flow.close();
+        assert_eq!(counters.snapshot().drops.connection_lost, 1);
+    }
+}

@@ -1,0 +1,108 @@
+//! A child's obituary: tells the supervisor how a child ended, also when it panicked.
+//!
+//! actix tells nobody that an actor panicked: its fields are dropped and its address is closed. So each
+//! child holds an [`Obituary`], and what its `Drop` sends is the news.
+
+use std::fmt;
+
+use actix::prelude::*;
+
+use crate::config::ChildId;
+use crate::event::Cause;
+use crate::lane::LinkId;
+use crate::supervisor::SupervisorActor;
+
+/// What a session consists of, for whoever restarts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// The `RelaySessionActor`.
+    Session,
+    /// The `UdpEndpointActor` of the local socket, or of the socket of one link towards a service.
+    Endpoint(Option<LinkId>),
+    /// A TCP connection: its making or its `TcpPeerActor`.
+    Link(LinkId),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session => write!(f, "RelaySessionActor"),
+            Self::Endpoint(None) => write!(f, "UdpEndpointActor"),
+            Self::Endpoint(Some(link)) => write!(f, "UdpEndpointActor of link {link}"),
+            Self::Link(link) => write!(f, "TcpPeerActor of link {link}"),
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) cause: Cause,
+    /// In words, with the step that failed and what the system said.
+    pub(crate) detail: String,
+    /// The connection carried bytes from its peer, or lived for 10 s: the next failure starts from the
+    /// shortest wait again.
+    pub(crate) proven: bool,
+}
+
+impl Ending {
+    pub(crate) fn new(cause: Cause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into(), proven: false }
+    }
+
+    pub(crate) fn panicked() -> Self {
+        Self::new(Cause::Panicked, "its actor panicked")
+    }
+}
+
+/// Which child of which session, and whether it is to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mortal {
+    pub(crate) session: ChildId,
+    /// Each restart of a session has another one, so that late news of an earlier life is told apart.
+    pub(crate) life: u64,
+    pub(crate) part: Part,
+    /// An accepted connection is not: its peer comes again.
+    pub(crate) again: bool,
+}
+
+/// To the supervisor: a child has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct ChildEnded {
+    pub(crate) who: Mortal,
+    pub(crate) ending: Ending,
+}
+
+/// Held by a child for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Obituary {
+    who: Mortal,
+    ending: Option<Ending>,
+    to: Addr<SupervisorActor>,
+}
+
+impl Obituary {
+    pub(crate) fn new(who: Mortal, to: Addr<SupervisorActor>) -> Self {
+        Self { who, ending: None, to }
+    }
+
+    /// The first ending given is the one that is told.
+    pub(crate) fn end(&mut self, ending: Ending) {
+        self.ending.get_or_insert(ending);
+    }
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        let ending = self.ending.take().unwrap_or_else(|| {
+            if std::thread::panicking() {
+                Ending::panicked()
+            } else {
+                Ending::new(Cause::Told, "its thread ended")
+            }
+        });
+        // One message for each child that lived, so the mailbox's capacity need not bound it.
+        self.to.do_send(ChildEnded { who: self.who.clone(), ending });
+    }
+}

@@ -1,0 +1,394 @@
+//! The links of a session: dialed, adopted, ended, dialed again.
+//!
+//! The *primary* link is there from the beginning wherever one peer or one application is expected: with
+//! `local_udp`, when connecting, and with `max_peers = 1`. It keeps its number, its lane and its UDP socket
+//! while connections come and go. Further links belong to further applications (when connecting) or to
+//! accepted peers, and go with them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use actix::prelude::*;
+use tokio::net::TcpStream;
+
+use crate::config::Remote;
+use crate::dial::{DialError, dial};
+use crate::event::{Cause, EventKind, Refusal};
+use crate::lane::{Lane, LinkId, UdpParty};
+use crate::link::{Ending, Part};
+use crate::session::admission::Incumbent;
+use crate::session::{PartEnded, RelaySessionActor, RestartPart, SessionState, in_wall_time};
+use crate::sockopt::{self, SocketError};
+use crate::tcp::{Close, TcpPeerActor};
+use crate::udp::{Intake, OfferLane, SourceAppeared, SourceForgotten, StopEndpoint, UdpEndpointActor};
+use crate::udp_io::UdpIo;
+
+/// One link, with or without a connection at the moment.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) phase: Phase,
+    /// Its own socket towards the service; `None` where applications share the session's.
+    service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
+    /// Dial (again) as soon as the present connection has ended: it was ended for that.
+    redial: bool,
+    /// Remove it when its connection has ended.
+    doomed: bool,
+}
+
+/// What a link is doing.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Nothing: not told to, or waiting for a peer.
+    Idle,
+    /// Failed; the supervisor will say when to dial again.
+    Backoff { until: SystemTime },
+    /// A connection is being made.
+    Dialing(SpawnHandle),
+    /// A connection is up.
+    Up { actor: Addr<TcpPeerActor>, peer: SocketAddr, since: Instant, dialed: bool },
+}
+
+impl Phase {
+    pub(crate) fn state(&self) -> SessionState {
+        match self {
+            Self::Idle => SessionState::Idle,
+            Self::Backoff { until } => SessionState::Backoff { until: *until },
+            Self::Dialing(_) => SessionState::Connecting,
+            Self::Up { .. } => SessionState::Connected,
+        }
+    }
+
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Up { peer, .. } => Some(*peer),
+            _ => None,
+        }
+    }
+}
+
+impl Link {
+    fn new(lane: Arc<Lane>) -> Self {
+        Self { lane, phase: Phase::Idle, service: None, redial: false, doomed: false }
+    }
+
+    /// What a newcomer would have to replace.
+    pub(crate) fn incumbent(&self) -> Option<Incumbent> {
+        match self.phase {
+            Phase::Up { since, .. } => Some(Incumbent { since, heard: self.lane.last_from_tcp() }),
+            _ => None,
+        }
+    }
+
+    /// Whether an accepted connection is up.
+    pub(crate) fn is_accepted(&self) -> bool {
+        matches!(self.phase, Phase::Up { dialed: false, .. })
+    }
+
+    pub(crate) fn close(&self, cause: Cause) {
+        if let Phase::Up { actor, .. } = &self.phase {
+            actor.do_send(Close { cause });
+        }
+    }
+}
+
+impl RelaySessionActor {
+    pub(crate) fn ensure_primary(&mut self) -> LinkId {
+        if let Some(primary) = self.primary {
+            return primary;
+        }
+        let to = self.config.udp_forward.or(self.config.app);
+        let lane = self.maker.make(to.map(|to| UdpParty { to, from: None }));
+        lane.flow.set_max_age(self.idle_hold());
+        let id = lane.link;
+        self.links.insert(id, Link::new(lane));
+        self.primary = Some(id);
+        id
+    }
+
+    /// Dials all links that have no connection, or one that was dialed for another remote.
+    pub(crate) fn dial_all(&mut self, ctx: &mut Context<Self>) {
+        let ids: Vec<_> = self.links.keys().copied().collect();
+        for id in ids {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            match &link.phase {
+                Phase::Up { dialed: true, .. } => {
+                    link.redial = true;
+                    link.close(Cause::Replaced);
+                }
+                Phase::Up { dialed: false, .. } => {}
+                Phase::Dialing(attempt) => {
+                    ctx.cancel_future(*attempt);
+                    link.phase = Phase::Idle;
+                    self.dial(id, ctx);
+                }
+                Phase::Idle | Phase::Backoff { .. } => self.dial(id, ctx),
+            }
+        }
+    }
+
+    fn dial(&mut self, id: LinkId, ctx: &mut Context<Self>) {
+        let Some(Remote::Direct(remote)) = self.sockets.remote() else { return };
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if !matches!(link.phase, Phase::Idle | Phase::Backoff { .. }) || self.stopping {
+            return;
+        }
+        link.lane.flow.set_max_age(self.config.connect_hold);
+        let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
+        let attempt = async move { dial(&remote, &options, timeout).await };
+        let attempt = attempt.into_actor(self).map(move |result, act, _| act.dialed(id, result));
+        let attempt = ctx.spawn(attempt);
+        if let Some(link) = self.links.get_mut(&id) {
+            link.phase = Phase::Dialing(attempt);
+        }
+        self.state_may_have_changed();
+    }
+
+    fn dialed(&mut self, id: LinkId, result: Result<(TcpStream, SocketAddr), DialError>) {
+        let failed = match result {
+            Ok((stream, peer)) => match self.attach(id, stream, peer, true) {
+                Ok(()) => return,
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        // The supervisor hears of it as of a connection that ended: it says when to try again.
+        self.obituary(Part::Link(id), true).end(Ending::new(Cause::Broken, failed));
+    }
+
+    /// A connection for a link: from here on they are on their own.
+    ///
+    /// # Errors
+    /// The link has no UDP socket of its own yet and none could be opened.
+    pub(crate) fn attach(
+        &mut self,
+        id: LinkId,
+        stream: TcpStream,
+        peer: SocketAddr,
+        dialed: bool,
+    ) -> Result<(), SocketError> {
+        let udp = self.udp_of(id)?;
+        let obituary = self.obituary(Part::Link(id), dialed);
+        let (reporter, token) = (self.reporter.clone(), self.token.clone());
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        link.lane.flow.set_max_age(self.config.max_queue_delay);
+        let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, token, obituary).start();
+        link.phase = Phase::Up { actor, peer, since: tokio::time::Instant::now().into_std(), dialed };
+        self.reporter.report(EventKind::PeerConnected { link: id, peer });
+        self.state_may_have_changed();
+        Ok(())
+    }
+
+    /// The socket that the link's datagrams leave from.
+    fn udp_of(&mut self, id: LinkId) -> Result<Arc<UdpIo>, SocketError> {
+        if let Some(local) = &self.local {
+            return Ok(local.io.clone());
+        }
+        if let Some((io, _)) = self.links.get(&id).and_then(|link| link.service.as_ref()) {
+            return Ok(io.clone());
+        }
+        let to = self.config.udp_forward.expect("validated: there is local_udp or udp_forward");
+        let is_lasting = self.primary == Some(id);
+        let socket = if is_lasting { self.sockets.service(to)? } else { sockopt::connect_udp(to)? };
+        let io = UdpIo::new(socket).map_err(|source| SocketError::ConnectUdp { to, source })?;
+        let io = Arc::new(io);
+        self.start_service_endpoint(id, io.clone());
+        Ok(io)
+    }
+
+    fn start_service_endpoint(&mut self, id: LinkId, io: Arc<UdpIo>) {
+        if let Some(lane) = self.links.get(&id).map(|link| link.lane.clone()) {
+            let endpoint = self.start_endpoint(&io, Intake::Service(lane), Some(id));
+            if let Some(link) = self.links.get_mut(&id) {
+                link.service = Some((io, endpoint));
+            }
+        }
+    }
+
+    /// A link for an accepted peer, one of many.
+    pub(crate) fn adopt(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let to = self.config.udp_forward.map(|to| UdpParty { to, from: None });
+        let lane = self.maker.make(to);
+        let id = lane.link;
+        self.links.insert(id, Link::new(lane));
+        if let Err(error) = self.attach(id, stream, peer, false) {
+            tracing::warn!(%peer, %error, "cannot serve a peer");
+            self.refuse(peer, Refusal::NoSocket);
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: LinkId) {
+        if let Some(link) = self.links.remove(&id) {
+            link.lane.flow.close();
+            if let Some((_, endpoint)) = link.service {
+                endpoint.do_send(StopEndpoint);
+            }
+        }
+    }
+
+    /// The link has got a connection another way.
+    pub(crate) fn stop_dialing(&mut self, id: LinkId, ctx: &mut Context<Self>) {
+        if let Some(link) = self.links.get_mut(&id)
+            && let Phase::Dialing(attempt) = link.phase
+        {
+            ctx.cancel_future(attempt);
+            link.phase = Phase::Idle;
+        }
+    }
+
+    /// Closes the TCP side, whatever it is doing.
+    pub(crate) fn disconnect(&mut self, ctx: &mut Context<Self>) {
+        self.sockets.set_remote(None);
+        self.stop_accepting(ctx);
+        let hold = self.idle_hold();
+        for link in self.links.values_mut() {
+            link.redial = false;
+            link.lane.flow.set_max_age(hold);
+            match &link.phase {
+                Phase::Up { .. } => link.close(Cause::Told),
+                Phase::Dialing(attempt) => {
+                    ctx.cancel_future(*attempt);
+                    link.phase = Phase::Idle;
+                }
+                Phase::Backoff { .. } => link.phase = Phase::Idle,
+                Phase::Idle => {}
+            }
+        }
+    }
+
+    fn link_ended(&mut self, id: LinkId, message: PartEnded, ctx: &mut Context<Self>) {
+        let PartEnded { ending, again_in, .. } = message;
+        // Told to disconnect in the meantime: the restart that is due finds nobody to call.
+        let remote = self.sockets.remote();
+        let retry_in = again_in.filter(|_| remote.is_some());
+        let hold = self.idle_hold();
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.lane.flow.set_max_age(hold);
+        let Ending { cause, detail, .. } = ending;
+        match (&link.phase, remote) {
+            (Phase::Up { peer, .. }, _) => {
+                let event = EventKind::PeerDisconnected { link: id, peer: *peer, cause, detail, retry_in };
+                self.reporter.report(event);
+            }
+            (Phase::Dialing(_), Some(remote)) => {
+                self.reporter.report(EventKind::ConnectFailed { link: id, remote, error: detail, retry_in });
+            }
+            _ => return,
+        }
+        let was_accepted = link.is_accepted();
+        link.phase = match retry_in {
+            Some(wait) => Phase::Backoff { until: in_wall_time(wait) },
+            None => Phase::Idle,
+        };
+        let redial = std::mem::take(&mut link.redial);
+        if link.doomed || (was_accepted && self.primary != Some(id)) {
+            self.remove(id);
+        } else if redial {
+            self.dial(id, ctx);
+        }
+        self.admit_waiting(ctx);
+        self.state_may_have_changed();
+        self.stop_if_done(ctx);
+    }
+
+    fn restart_link(&mut self, id: LinkId, ctx: &mut Context<Self>) {
+        if matches!(self.links.get(&id), Some(Link { phase: Phase::Backoff { .. }, .. })) {
+            self.dial(id, ctx);
+        }
+    }
+
+    fn source_forgotten(&mut self, source: SocketAddr, lane: &Lane, ctx: &mut Context<Self>) {
+        let id = lane.link;
+        self.reporter.report(EventKind::SourceForgotten { link: id, source });
+        let is_primary = self.primary == Some(id);
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if is_primary {
+            // Whoever comes next gets a fresh connection: the far side's service still knows the old one.
+            link.lane.set_party(self.config.app.map(|to| UdpParty { to, from: None }));
+            link.redial = matches!(link.phase, Phase::Up { dialed: true, .. });
+            link.close(Cause::Forgotten);
+            if let Some(local) = &self.local {
+                local.endpoint.do_send(OfferLane(link.lane.clone()));
+            }
+            return;
+        }
+        match link.phase {
+            Phase::Up { .. } => {
+                link.doomed = true;
+                link.close(Cause::Forgotten);
+            }
+            Phase::Dialing(attempt) => {
+                ctx.cancel_future(attempt);
+                self.forget(id);
+            }
+            Phase::Idle | Phase::Backoff { .. } => self.forget(id),
+        }
+        self.state_may_have_changed();
+    }
+
+    /// Removes a link without a connection; the supervisor forgets its failures.
+    fn forget(&mut self, id: LinkId) {
+        self.remove(id);
+        self.obituary(Part::Link(id), true).end(Ending::new(Cause::Forgotten, "its application is silent"));
+    }
+}
+
+impl Handler<PartEnded> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: PartEnded, ctx: &mut Self::Context) {
+        if let Part::Link(id) = message.part {
+            self.link_ended(id, message, ctx);
+        }
+    }
+}
+
+impl Handler<RestartPart> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
+        match message.part {
+            Part::Session => {}
+            Part::Link(id) => self.restart_link(id, ctx),
+            Part::Endpoint(None) => {
+                if let Some(local) = self.local.take() {
+                    self.start_local_endpoint(local.io, ctx);
+                }
+            }
+            Part::Endpoint(Some(id)) => {
+                let io = self.links.get(&id).and_then(|link| link.service.as_ref()).map(|(io, _)| io.clone());
+                if let Some(io) = io {
+                    self.start_service_endpoint(id, io);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<SourceAppeared> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: SourceAppeared, ctx: &mut Self::Context) {
+        let SourceAppeared { source, lane } = message;
+        let id = lane.link;
+        self.reporter.report(EventKind::SourceAppeared { link: id, source });
+        self.links.entry(id).or_insert_with(|| Link::new(lane));
+        self.dial(id, ctx);
+        self.state_may_have_changed();
+    }
+}
+
+impl Handler<SourceForgotten> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: SourceForgotten, ctx: &mut Self::Context) {
+        let SourceForgotten { source, lane, replaced } = message;
+        if replaced {
+            self.reporter.report(EventKind::SourceForgotten { link: lane.link, source });
+        } else {
+            self.source_forgotten(source, &lane, ctx);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The listener, and the lobby where accepted connections wait before they cost anything.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::ReadBuf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Sleep;
+
+/// The first rest of a listener when the system has no descriptor or memory left; doubled up to the last.
+const FIRST_REST: Duration = Duration::from_millis(50);
+const LAST_REST: Duration = Duration::from_secs(1);
+
+/// What a listener has to say.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Peer {
+        stream: TcpStream,
+        peer: SocketAddr,
+        /// The first one after a rest.
+        resumed: bool,
+    },
+    /// It rests and will try again by itself.
+    Paused(io::Error),
+}
+
+/// Accepts connections; rests while the system is out of descriptors or memory.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    tcp: TcpListener,
+    local: SocketAddr,
+    rest: Option<(Pin<Box<Sleep>>, Duration)>,
+}
+
+impl Listener {
+    pub(crate) fn new(tcp: std::net::TcpListener) -> io::Result<Self> {
+        let tcp = TcpListener::from_std(tcp)?;
+        Ok(Self { local: tcp.local_addr()?, tcp, rest: None })
+    }
+
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        loop {
+            if let Some((sleep, _)) = &mut self.rest {
+                ready!(sleep.as_mut().poll(cx));
+            }
+            match ready!(self.tcp.poll_accept(cx)) {
+                Ok((stream, peer)) => {
+                    let resumed = self.rest.take().is_some();
+                    return Poll::Ready(Incoming::Peer { stream, peer, resumed });
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    let wait = self.rest.as_ref().map_or(FIRST_REST, |(_, wait)| (*wait * 2).min(LAST_REST));
+                    let first = self.rest.is_none();
+                    self.rest = Some((Box::pin(tokio::time::sleep(wait)), wait));
+                    if first {
+                        return Poll::Ready(Incoming::Paused(error));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The peer went away between its SYN and our accept, or its network failed: the listener is well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | HostUnreachable | Interrupted | NetworkUnreachable | TimedOut
+    )
+}
+
+/// A connection in the lobby.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) since: Instant,
+}
+
+/// Accepted connections that have no place yet: they have sent nothing, or the place is taken. At most
+/// [`Lobby::LIMIT`] of them; a newcomer evicts the oldest.
+#[derive(Debug, Default)]
+pub(crate) struct Lobby {
+    waiting: VecDeque<Waiting>,
+}
+
+impl Lobby {
+    /// What may wait. Each costs a descriptor and some hundred bytes.
+    pub(crate) const LIMIT: usize = 128;
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Takes a newcomer; gives back the oldest if there is no room for both.
+    pub(crate) fn push(&mut self, newcomer: Waiting) -> Option<Waiting> {
+        let evicted = if self.waiting.len() >= Self::LIMIT { self.waiting.pop_front() } else { None };
+        self.waiting.push_back(newcomer);
+        evicted
+    }
+
+    /// The newest: where one peer comes again and again, that is the one that lives.
+    pub(crate) fn pop_newest(&mut self) -> Option<Waiting> {
+        self.waiting.pop_back()
+    }
+
+    /// The oldest, if it came at or before `since`.
+    pub(crate) fn pop_older(&mut self, since: Instant) -> Option<Waiting> {
+        let is_older = self.waiting.front().is_some_and(|oldest| oldest.since <= since);
+        if is_older { self.waiting.pop_front() } else { None }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// The next connection that has sent something, its bytes unread. Those that were closed are dropped.
+    pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<Waiting> {
+        let mut index = 0;
+        while let Some(waiting) = self.waiting.get(index) {
+            match peek(&waiting.stream, cx) {
+                Poll::Pending => index += 1,
+                Poll::Ready(spoken) => {
+                    if let Some(waiting) = self.waiting.remove(index).filter(|_| spoken) {
+                        return Poll::Ready(waiting);
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Drops those that were closed, whether they have sent something or not.
+    pub(crate) fn drop_closed(&mut self, cx: &mut Context<'_>) {
+        self.waiting.retain(|waiting| !matches!(peek(&waiting.stream, cx), Poll::Ready(false)));
+    }
+}
+
+/// Whether a byte is there to be read; `false` if none will ever come.
+fn peek(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<bool> {
+    let mut byte = [0];
+    stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|peeked| matches!(peeked, Ok(1..)))
+}

@@ -1,0 +1,425 @@
+//! `RelaySessionActor`: the seed's TCPHandler.
+//!
+//! It owns the local UDP side and the TCP side, introduces the two ends of each link to each other, and
+//! steps aside: datagrams pass it by.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use actix::prelude::*;
+use serde::Serialize;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config::{ChildId, Remote, SessionConfig};
+use crate::counters::{Counters, LiveCounters};
+use crate::event::{Cause, EventKind};
+use crate::lane::LaneMaker;
+use crate::link::{Ending, Mortal, Obituary, Part};
+use crate::links::{Link, Phase};
+use crate::listen::Lobby;
+use crate::sockets::Sockets;
+use crate::sockopt::TcpOptions;
+use crate::supervisor::{Reporter, SupervisorActor};
+use crate::udp::{ApplicationRules, Applications, Intake, UdpEndpointActor};
+use crate::udp_io::UdpIo;
+
+pub use crate::lane::LinkId;
+pub use crate::sockopt::SocketError;
+pub use state::SessionState;
+
+pub(crate) mod admission;
+mod state;
+
+/// In back-off, and while no peer has come, datagrams are held for this long at most.
+const IDLE_HOLD: Duration = Duration::from_secs(1);
+
+/// The seed's `Connect`: calls `remote`, and again whenever the connection is lost, until
+/// [`Disconnect`]. What was dialed before is closed.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Connect {
+    /// Where to.
+    pub remote: Remote,
+}
+
+/// The seed's `Listen`: waits for peers at these addresses, and no longer at others. Answers with the
+/// addresses, the ports chosen by the system in place of port 0.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<Vec<SocketAddr>, SocketError>")]
+pub struct Listen {
+    /// At most 16 addresses.
+    pub local_tcp: Vec<SocketAddr>,
+}
+
+/// The seed's `Disconnect`: closes the TCP side, keeps the UDP socket. [`Connect`] and [`Listen`] work again
+/// after it.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Disconnect;
+
+/// Asks how the session is.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "SessionInfo")]
+pub struct GetSession;
+
+/// How a session is: the seed's read-only properties and what it has carried.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// The session's name.
+    pub name: ChildId,
+    /// The seed's `State`: the best of its links'.
+    #[serde(flatten)]
+    pub state: SessionState,
+    /// The real address of the local UDP socket.
+    pub local_udp: Option<SocketAddr>,
+    /// The service that datagrams are forwarded to.
+    pub udp_forward: Option<SocketAddr>,
+    /// Where it listens, with the real ports.
+    pub local_tcp: Vec<SocketAddr>,
+    /// Whom it calls.
+    pub remote: Option<Remote>,
+    /// Its links, by number.
+    pub links: Vec<LinkInfo>,
+    /// Accepted connections that have sent nothing yet, or wait for a place.
+    pub waiting: usize,
+    /// What was carried and dropped since the session was first started, restarts included.
+    pub counters: Counters,
+}
+
+/// How one link is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LinkInfo {
+    /// Its number.
+    pub link: LinkId,
+    /// `Idle`, `Backoff`, `Connecting` or `Connected`.
+    #[serde(flatten)]
+    pub state: SessionState,
+    /// The far end, while connected.
+    pub peer: Option<SocketAddr>,
+    /// The local application, once known, or the service.
+    pub udp: Option<SocketAddr>,
+    /// What it has carried and dropped.
+    pub counters: Counters,
+}
+
+/// From the supervisor: a part of the session has ended, and this is when it comes again, if it does.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct PartEnded {
+    pub(crate) part: Part,
+    pub(crate) ending: Ending,
+    pub(crate) again_in: Option<Duration>,
+}
+
+/// From the supervisor: start that part afresh. For a link that is to dial, names resolved again.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct RestartPart {
+    pub(crate) part: Part,
+}
+
+/// From the supervisor: close everything in order, then end.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Stop;
+
+/// What a session's actor is made from; the sockets are the same in each of its lives.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    pub(crate) config: SessionConfig,
+    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) life: u64,
+    pub(crate) stats_interval: Duration,
+    pub(crate) supervisor: Addr<SupervisorActor>,
+    pub(crate) reporter: Reporter,
+    pub(crate) token: CancellationToken,
+}
+
+/// The seed's TCPHandler: forwards the datagrams of local UDP parties through TCP. Started by
+/// [`StartSession`](crate::supervisor::StartSession).
+#[derive(Debug)]
+pub struct RelaySessionActor {
+    pub(crate) config: SessionConfig,
+    pub(crate) options: TcpOptions,
+    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) reporter: Reporter,
+    pub(crate) maker: Arc<LaneMaker>,
+    pub(crate) links: BTreeMap<LinkId, Link>,
+    /// The link that is there from the beginning, peer or no peer; see `links.rs`.
+    pub(crate) primary: Option<LinkId>,
+    pub(crate) local: Option<LocalSocket>,
+    pub(crate) lobby: Lobby,
+    pub(crate) lobby_timer: Option<SpawnHandle>,
+    pub(crate) accepting: Vec<SpawnHandle>,
+    pub(crate) refusals: Refusals,
+    pub(crate) token: CancellationToken,
+    pub(crate) stopping: bool,
+    _guard: DropGuard,
+    supervisor: Addr<SupervisorActor>,
+    obituary: Obituary,
+    life: u64,
+    stats_interval: Duration,
+    /// Counts what belongs to no link.
+    counters: Arc<LiveCounters>,
+    reported: SessionState,
+}
+
+/// The socket that local applications send to.
+#[derive(Debug)]
+pub(crate) struct LocalSocket {
+    pub(crate) io: Arc<UdpIo>,
+    pub(crate) endpoint: Addr<UdpEndpointActor>,
+}
+
+/// Keeps `PeerRefused` to one a second.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    pub(crate) last: Option<Instant>,
+    pub(crate) more: u64,
+}
+
+impl RelaySessionActor {
+    pub(crate) fn new(seed: Seed) -> Self {
+        let Seed { config, sockets, life, stats_interval, supervisor, reporter, token } = seed;
+        let maker = LaneMaker::new(config.queue_bytes, config.connect_hold, sockets.totals.clone());
+        let who = Mortal { session: config.name.clone(), life, part: Part::Session, again: true };
+        Self {
+            options: TcpOptions::from(&config),
+            maker: Arc::new(maker),
+            counters: sockets.totals.counters(),
+            obituary: Obituary::new(who, supervisor.clone()),
+            _guard: token.clone().drop_guard(),
+            config,
+            sockets,
+            reporter,
+            links: BTreeMap::new(),
+            primary: None,
+            local: None,
+            lobby: Lobby::default(),
+            lobby_timer: None,
+            accepting: Vec::new(),
+            refusals: Refusals::default(),
+            token,
+            stopping: false,
+            supervisor,
+            life,
+            stats_interval,
+            reported: SessionState::Idle,
+        }
+    }
+
+    /// The obituary of a part that is about to begin.
+    pub(crate) fn obituary(&self, part: Part, again: bool) -> Obituary {
+        let who = Mortal { session: self.config.name.clone(), life: self.life, part, again };
+        Obituary::new(who, self.supervisor.clone())
+    }
+
+    /// Datagrams are held for this long while nobody is being dialed.
+    pub(crate) fn idle_hold(&self) -> Duration {
+        self.config.connect_hold.min(IDLE_HOLD)
+    }
+
+    fn open(&mut self, ctx: &mut Context<Self>) -> Result<(), Ending> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            Ending::new(Cause::Broken, format!("{what}: {error}"))
+        };
+        let udp = self.sockets.udp().map_err(|error| failed("duplicating the UDP socket", &error))?;
+        if let Some(udp) = udp {
+            let io = Arc::new(UdpIo::new(udp).map_err(|error| failed("setting up the UDP socket", &error))?);
+            self.ensure_primary();
+            self.start_local_endpoint(io, ctx);
+        }
+        self.reporter.report(EventKind::SessionStarted {
+            local_udp: self.local.as_ref().map(|local| local.io.local()),
+            udp_forward: self.config.udp_forward,
+        });
+        self.start_accepting(ctx).map_err(|error| failed("listening", &error))?;
+        if self.sockets.remote().is_some() {
+            self.ensure_primary();
+            self.dial_all(ctx);
+        }
+        self.state_may_have_changed();
+        Ok(())
+    }
+
+    pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &Context<Self>) {
+        // Told by messages only, or called: the seed's way, one application.
+        let single = self.config.remote.is_none();
+        let rules = ApplicationRules {
+            max_sources: if single { 1 } else { self.config.max_sources },
+            source_idle: self.config.source_idle,
+            app: self.config.app,
+        };
+        let known = self.links.values().map(|link| link.lane.clone()).collect();
+        let applications = Applications::new(
+            rules,
+            known,
+            self.maker.clone(),
+            self.counters.clone(),
+            ctx.address(),
+            self.reporter.clone(),
+        );
+        let endpoint = self.start_endpoint(&io, Intake::Applications(Box::new(applications)), None);
+        self.local = Some(LocalSocket { io, endpoint });
+    }
+
+    pub(crate) fn start_endpoint(
+        &self,
+        io: &Arc<UdpIo>,
+        intake: Intake,
+        link: Option<LinkId>,
+    ) -> Addr<UdpEndpointActor> {
+        let obituary = self.obituary(Part::Endpoint(link), true);
+        UdpEndpointActor::new(io.clone(), intake, self.reporter.clone(), self.token.clone(), obituary).start()
+    }
+
+    pub(crate) fn state(&self) -> SessionState {
+        let waiting = if self.accepting.is_empty() { SessionState::Idle } else { SessionState::Listening };
+        self.links.values().map(|link| link.phase.state()).fold(waiting, SessionState::best)
+    }
+
+    /// To be called after anything that may have changed it.
+    pub(crate) fn state_may_have_changed(&mut self) {
+        let state = self.state();
+        if state != self.reported {
+            self.reported = state;
+            self.reporter.report(EventKind::StateChanged { state });
+        }
+    }
+
+    fn info(&self) -> SessionInfo {
+        let now = tokio::time::Instant::now().into_std();
+        let links = self.links.iter().map(|(id, link)| {
+            link.lane.flow.expire(now);
+            LinkInfo {
+                link: *id,
+                state: link.phase.state(),
+                peer: link.phase.peer(),
+                udp: link.lane.party().map(|party| party.to),
+                counters: link.lane.counters.snapshot(),
+            }
+        });
+        SessionInfo {
+            name: self.config.name.clone(),
+            state: self.state(),
+            local_udp: self.local.as_ref().map(|local| local.io.local()),
+            udp_forward: self.config.udp_forward,
+            local_tcp: self.sockets.local_tcp(),
+            remote: self.sockets.remote(),
+            links: links.collect(),
+            waiting: self.lobby.len(),
+            counters: self.sockets.totals.snapshot(),
+        }
+    }
+
+    fn report_stats(&mut self, ctx: &mut Context<Self>) {
+        let info = self.info();
+        let connected = info.links.iter().filter(|link| link.state == SessionState::Connected).count();
+        self.reporter.report(EventKind::Stats { connected, counters: info.counters });
+        // Not `run_interval`: it would make up for missed ticks in a burst.
+        ctx.run_later(self.stats_interval, Self::report_stats);
+    }
+
+    /// Ends the actor once all links have closed.
+    pub(crate) fn stop_if_done(&mut self, ctx: &mut Context<Self>) {
+        if self.stopping && !self.links.values().any(|link| matches!(link.phase, Phase::Up { .. })) {
+            self.obituary.end(Ending::new(Cause::Told, "stopped"));
+            ctx.stop();
+        }
+    }
+
+    /// Whether a peer at this address is let in.
+    pub(crate) fn is_allowed(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.config.allow.is_empty() || self.config.allow.iter().any(|net| net.contains(&peer))
+    }
+}
+
+impl Actor for RelaySessionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if let Err(ending) = self.open(ctx) {
+            self.obituary.end(ending);
+            ctx.stop();
+            return;
+        }
+        if !self.stats_interval.is_zero() {
+            ctx.run_later(self.stats_interval, Self::report_stats);
+        }
+        // The supervisor's own end, however it came, ends the session.
+        let token = self.token.clone();
+        let gone = async move { token.cancelled().await }.into_actor(self);
+        ctx.spawn(gone.map(|(), act, ctx| act.stop(ctx)));
+    }
+}
+
+impl RelaySessionActor {
+    fn stop(&mut self, ctx: &mut Context<Self>) {
+        if !self.stopping {
+            self.stopping = true;
+            self.token.cancel();
+            self.disconnect(ctx);
+        }
+        self.stop_if_done(ctx);
+    }
+}
+
+impl Handler<Stop> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.stop(ctx);
+    }
+}
+
+impl Handler<GetSession> for RelaySessionActor {
+    type Result = MessageResult<GetSession>;
+
+    fn handle(&mut self, _: GetSession, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.info())
+    }
+}
+
+impl Handler<Connect> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Connect, ctx: &mut Self::Context) {
+        self.sockets.set_remote(Some(message.remote));
+        self.ensure_primary();
+        self.dial_all(ctx);
+        self.state_may_have_changed();
+    }
+}
+
+impl Handler<Listen> for RelaySessionActor {
+    type Result = Result<Vec<SocketAddr>, SocketError>;
+
+    fn handle(&mut self, message: Listen, ctx: &mut Self::Context) -> Self::Result {
+        self.sockets.listen(&message.local_tcp, &self.options)?;
+        self.start_accepting(ctx).map_err(|source| SocketError::Listen {
+            addr: message.local_tcp.first().copied().unwrap_or(SocketAddr::from(([0; 4], 0))),
+            source,
+        })?;
+        self.state_may_have_changed();
+        Ok(self.sockets.local_tcp())
+    }
+}
+
+impl Handler<Disconnect> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Disconnect, ctx: &mut Self::Context) {
+        self.disconnect(ctx);
+        self.state_may_have_changed();
+    }
+}
+
+/// The wall clock's time after `wait`, for people.
+pub(crate) fn in_wall_time(wait: Duration) -> SystemTime {
+    SystemTime::now() + wait
+}

@@ -1,0 +1,209 @@
+//! The two halves of a link's stream: frames out of a flow into it, frames out of it into UDP.
+//!
+//! Each half is polled by the same future and never waits for the other: a peer that does not read must not
+//! keep us from reading, a UDP socket that is full must not keep us from writing.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::flow::Flow;
+use crate::tcp::framing::MAX_FRAME_LEN;
+
+/// What a write may hold while the stream has a backlog: more would only age in the socket.
+const BACKLOG_WRITE_LEN: usize = 16 << 10;
+/// What a write may hold while the stream takes everything at once.
+const FREE_WRITE_LEN: usize = 64 << 10;
+/// Writes and reads in one turn of the task, so that its neighbours on the thread get theirs.
+const MAX_TURNS: usize = 8;
+/// One read takes at most this; the frame it completes stands in front of it.
+const READ_LEN: usize = 256 << 10;
+
+thread_local! {
+    // An arbiter's, not a link's: a link that idles owns no buffer.
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_FRAME_LEN + READ_LEN]);
+}
+
+/// Takes frames from a flow and writes them, few at a time while the stream is slow.
+#[derive(Debug, Default)]
+pub(crate) struct FrameWriter {
+    backlog: bool,
+}
+
+impl FrameWriter {
+    /// Writes until the flow is empty or the stream takes no more; is never ready but with an error.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncWrite + Unpin),
+        flow: &Flow,
+        now: Instant,
+    ) -> Poll<io::Error> {
+        for _ in 0..MAX_TURNS {
+            let max = if self.backlog { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
+            let Poll::Ready(frames) = flow.poll_front(cx, now, max) else {
+                self.backlog = false;
+                return Poll::Pending;
+            };
+            let written = match Pin::new(&mut *stream).poll_write(cx, &frames) {
+                Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => written,
+            };
+            flow.advance(match &written {
+                Poll::Ready(Ok(written)) => *written,
+                _ => 0,
+            });
+            match written {
+                Poll::Ready(Ok(written)) if written == frames.len() => {}
+                Poll::Ready(Ok(_)) => self.backlog = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => {
+                    self.backlog = true;
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// What a reader hands its frames to.
+pub(crate) trait FrameSink {
+    /// Takes the whole frames at the beginning of `bytes`; says how long those are that it is done with, and
+    /// whether it stopped because it takes no more for now.
+    fn take(&mut self, bytes: &[u8]) -> (usize, bool);
+    /// Waits until it takes frames again.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// Why a reader ended.
+#[derive(Debug)]
+pub(crate) enum ReadEnd {
+    /// The stream's orderly end.
+    Closed,
+    Broken(io::Error),
+    UnfinishedFrame,
+    SinkStuck,
+}
+
+/// Reads frames and hands them to a sink; stops reading while the sink is full.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    /// What the sink has not taken: the beginning of a frame, or frames while it is full.
+    rest: Vec<u8>,
+    blocked: bool,
+    /// Since when the same frame has been unfinished, or the sink full.
+    stalled: Option<Instant>,
+    alarm: Option<Pin<Box<Sleep>>>,
+    frame_timeout: Duration,
+    sink_timeout: Duration,
+}
+
+impl FrameReader {
+    pub(crate) fn new(frame_timeout: Duration, sink_timeout: Duration) -> Self {
+        Self { rest: Vec::new(), blocked: false, stalled: None, alarm: None, frame_timeout, sink_timeout }
+    }
+
+    /// Whether bytes of the peer are here that have not gone on.
+    pub(crate) fn has_rest(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
+    /// Reads until the stream has no more or the sink is full; is ready only with the end. `heard` is called
+    /// for each read that brought bytes.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncRead + Unpin),
+        sink: &mut impl FrameSink,
+        now: Instant,
+        mut heard: impl FnMut(Instant),
+    ) -> Poll<ReadEnd> {
+        for _ in 0..MAX_TURNS {
+            let step = READ.with_borrow_mut(|buffer| self.poll_once(cx, stream, sink, now, buffer));
+            match step {
+                Poll::Ready(Ok(true)) => heard(now),
+                Poll::Ready(Ok(false)) => {}
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
+                Poll::Pending => return self.poll_alarm(cx, now),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One read, or one more try to empty a full sink. Says whether bytes were read.
+    fn poll_once(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncRead + Unpin),
+        sink: &mut impl FrameSink,
+        now: Instant,
+        buffer: &mut [u8],
+    ) -> Poll<Result<bool, ReadEnd>> {
+        let kept = self.rest.len();
+        buffer[..kept].copy_from_slice(&self.rest);
+        let mut end = kept;
+        if self.blocked {
+            ready!(sink.poll_ready(cx)).map_err(ReadEnd::Broken)?;
+        } else {
+            // A frame's beginning is kept, less than the longest frame: there is room for the whole read.
+            let mut read = ReadBuf::new(&mut buffer[kept..kept + READ_LEN]);
+            ready!(Pin::new(stream).poll_read(cx, &mut read)).map_err(ReadEnd::Broken)?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Err(ReadEnd::Closed));
+            }
+            end += read.filled().len();
+        }
+        let (used, blocked) = sink.take(&buffer[..end]);
+        if used > 0 || self.blocked != blocked {
+            self.stalled = None;
+        }
+        self.blocked = blocked;
+        self.rest.clear();
+        self.rest.extend_from_slice(&buffer[used..end]);
+        if self.rest.is_empty() {
+            self.rest = Vec::new();
+        } else {
+            self.stalled.get_or_insert(now);
+        }
+        Poll::Ready(Ok(end > kept))
+    }
+
+    /// Nothing can be done for now: is that so for too long? The alarm is not moved with every frame; when it
+    /// rings too early it is set anew.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<ReadEnd> {
+        let Some(since) = self.stalled else { return Poll::Pending };
+        let (timeout, end) = if self.blocked {
+            (self.sink_timeout, ReadEnd::SinkStuck)
+        } else {
+            (self.frame_timeout, ReadEnd::UnfinishedFrame)
+        };
+        if now >= since + timeout {
+            return Poll::Ready(end);
+        }
+        loop {
+            let deadline = (since + timeout).into();
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if alarm.deadline() > deadline {
+                alarm.as_mut().reset(deadline);
+            }
+            ready!(alarm.as_mut().poll(cx));
+            if alarm.deadline() >= deadline {
+                return Poll::Ready(end);
+            }
+            alarm.as_mut().reset(deadline);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "stream/tests.rs"]
+mod tests;

@@ -1,0 +1,246 @@
+//! `TcpPeerActor`: one value is the life of one TCP connection.
+//!
+//! It moves frames between the connection and a lane until either end is gone, then dies and says why. It
+//! never dials and never restarts: that is the supervisor's.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::counters::DropReason;
+use crate::event::{Cause, EventKind};
+use crate::lane::Lane;
+use crate::link::{Ending, Obituary};
+use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd};
+use crate::supervisor::Reporter;
+use crate::udp_io::UdpIo;
+
+pub(crate) mod framing;
+
+/// An unfinished frame has this long.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// A UDP socket that takes nothing for this long ends the connection.
+const UDP_TIMEOUT: Duration = Duration::from_secs(5);
+/// What was queued when the connection is told to close may still go out for this long.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// A connection that lived this long has proven itself.
+pub(crate) const PROVEN_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Ends the connection in order: what is queued is sent (for at most 0.5 s), then FIN.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Close {
+    /// What the disconnection is told to be.
+    pub cause: Cause,
+}
+
+/// One TCP connection that carries datagrams, framed by RFC 4571, for one local UDP party. Started by a
+/// [`RelaySessionActor`](crate::session::RelaySessionActor) with a connection that was dialed or accepted;
+/// stops by itself when the connection ends.
+#[derive(Debug)]
+pub struct TcpPeerActor {
+    stream: TcpStream,
+    lane: Arc<Lane>,
+    reader: FrameReader,
+    writer: FrameWriter,
+    udp: UdpSender,
+    obituary: Obituary,
+    /// Cancelled when the session is gone, however it went.
+    session: Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>,
+    closing: Option<Closing>,
+    began: Instant,
+    heard: bool,
+}
+
+#[derive(Debug)]
+struct Closing {
+    cause: Cause,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl TcpPeerActor {
+    pub(crate) fn new(
+        stream: TcpStream,
+        lane: Arc<Lane>,
+        udp: Arc<UdpIo>,
+        reporter: Reporter,
+        session: CancellationToken,
+        obituary: Obituary,
+    ) -> Self {
+        Self {
+            stream,
+            udp: UdpSender { io: udp, lane: lane.clone(), reporter },
+            lane,
+            reader: FrameReader::new(FRAME_TIMEOUT, UDP_TIMEOUT),
+            writer: FrameWriter::default(),
+            obituary,
+            session: Box::pin(session.cancelled_owned()),
+            closing: None,
+            began: now(),
+            heard: false,
+        }
+    }
+
+    fn close(&mut self, cause: Cause) {
+        self.closing
+            .get_or_insert_with(|| Closing { cause, deadline: Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)) });
+    }
+
+    /// Both halves, as far as they go for now; ready with the end of the connection.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        if self.closing.is_none() && self.session.as_mut().poll(cx).is_ready() {
+            self.close(Cause::Told);
+        }
+        let now = now();
+        if let Poll::Ready(end) = self.poll_read(cx, now) {
+            return Poll::Ready(end);
+        }
+        if let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now) {
+            return Poll::Ready(broken("writing to", &error));
+        }
+        self.poll_closing(cx)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Ending> {
+        let (lane, heard) = (&self.lane, &mut self.heard);
+        let end = ready!(self.reader.poll(cx, &mut self.stream, &mut self.udp, now, |now| {
+            *heard = true;
+            lane.heard_from_tcp(now);
+        }));
+        Poll::Ready(match end {
+            ReadEnd::Closed => Ending::new(Cause::Closed, "closed by the peer"),
+            ReadEnd::Broken(error) => broken("reading from", &error),
+            ReadEnd::UnfinishedFrame => {
+                Ending::new(Cause::UnfinishedFrame, "a frame begun was not finished within 10 s")
+            }
+            ReadEnd::SinkStuck => Ending::new(Cause::UdpStuck, "the local UDP socket took nothing for 5 s"),
+        })
+    }
+
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        let Some(closing) = &mut self.closing else { return Poll::Pending };
+        let ending = Ending::new(closing.cause, told(closing.cause));
+        let in_time = closing.deadline.as_mut().poll(cx).is_pending();
+        if in_time && !self.lane.flow.is_empty() {
+            return Poll::Pending;
+        }
+        // A plain socket's FIN needs no waiting; the error of a connection that is gone changes nothing.
+        let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
+        Poll::Ready(ending)
+    }
+
+    fn finish(&mut self, mut ending: Ending) {
+        ending.proven = self.heard || now().duration_since(self.began) >= PROVEN_LIFETIME;
+        if self.reader.has_rest() {
+            self.lane.counters.dropped(DropReason::ConnectionLost, 1);
+        }
+        self.lane.flow.restart();
+        self.obituary.end(ending);
+    }
+}
+
+fn broken(doing: &str, error: &io::Error) -> Ending {
+    Ending::new(Cause::Broken, format!("{doing} the connection failed: {error}"))
+}
+
+fn told(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Replaced => "a newer connection took its place",
+        Cause::Forgotten => "its application is silent",
+        _ => "told to disconnect",
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Actor for TcpPeerActor {
+    type Context = Context_;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(Drive);
+    }
+}
+
+type Context_ = actix::Context<TcpPeerActor>;
+
+/// The one future of the actor: polls its I/O each time anything wakes it.
+struct Drive;
+
+impl ActorFuture<TcpPeerActor> for Drive {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        act: &mut TcpPeerActor,
+        ctx: &mut Context_,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let ending = ready!(act.poll_io(cx));
+        act.finish(ending);
+        ctx.stop();
+        Poll::Ready(())
+    }
+}
+
+impl Handler<Close> for TcpPeerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Close, _: &mut Context_) {
+        self.close(message.cause);
+    }
+}
+
+/// Sends the datagrams that came over TCP to the lane's UDP party.
+#[derive(Debug)]
+struct UdpSender {
+    io: Arc<UdpIo>,
+    lane: Arc<Lane>,
+    reporter: Reporter,
+}
+
+impl FrameSink for UdpSender {
+    fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let counters = &self.lane.counters;
+        let Some(party) = self.lane.party() else {
+            let (used, datagrams) = framing::whole_frames(bytes, usize::MAX);
+            counters.dropped(DropReason::NoApplication, datagrams);
+            return (used, false);
+        };
+        let sent = self.io.send_frames(bytes, party.to, party.from);
+        if sent.datagrams > 0 {
+            counters.sent_to_udp(sent.datagrams, sent.bytes);
+        }
+        counters.dropped(DropReason::TooLong, sent.too_long);
+        counters.dropped(DropReason::SendFailed, sent.failed);
+        if sent.refused > 0 {
+            counters.dropped(DropReason::ServiceUnreachable, sent.refused);
+            report_unreachable(&self.lane, &self.reporter, party.to);
+        }
+        (sent.used, sent.blocked)
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_writable(cx)
+    }
+}
+
+/// Says once that the service answers "port unreachable", until it has answered otherwise.
+pub(crate) fn report_unreachable(lane: &Lane, reporter: &Reporter, service: SocketAddr) {
+    if !lane.unreachable.swap(true, Relaxed) {
+        reporter.report(EventKind::ServiceUnreachable { service });
+    }
+}

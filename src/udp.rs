@@ -1,0 +1,301 @@
+//! `UdpEndpointActor`: the local UDP socket.
+//!
+//! It reads batches, finds out whose they are and pushes them into that lane's flow. The way back does not
+//! pass here: each TCP connection sends its datagrams itself.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::counters::{DropReason, LiveCounters};
+use crate::datagrams::Batch;
+use crate::event::{Cause, EventKind};
+use crate::lane::{Lane, LaneMaker, UdpParty};
+use crate::link::{Ending, Obituary};
+use crate::supervisor::Reporter;
+use crate::tcp::report_unreachable;
+use crate::udp_io::UdpIo;
+use sources::Sources;
+
+pub(crate) mod sources;
+
+/// Receives of up to 32 buffers in one turn of the task.
+const MAX_TURNS: usize = 4;
+/// The socket is broken when it reports this many errors and nothing else.
+const MAX_ERRORS_IN_A_ROW: u32 = 1000;
+/// `SourceRefused` is reported this often at most.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// To the session: a local application sent its first datagram. The lane that serves it comes with it.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct SourceAppeared {
+    pub(crate) source: SocketAddr,
+    pub(crate) lane: Arc<Lane>,
+}
+
+/// To the session: an application is served no more, because it was idle or another took its lane.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct SourceForgotten {
+    pub(crate) source: SocketAddr,
+    pub(crate) lane: Arc<Lane>,
+    /// Whether another application has the lane already.
+    pub(crate) replaced: bool,
+}
+
+/// To the endpoint: the next new application gets this lane, whose connection is up already.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct OfferLane(pub(crate) Arc<Lane>);
+
+/// A UDP socket: either the one that local applications send to, each application with a lane of its own, or
+/// one that is connected to a service and belongs to one lane. Started by a
+/// [`RelaySessionActor`](crate::session::RelaySessionActor); lives until that stops.
+#[derive(Debug)]
+pub struct UdpEndpointActor {
+    io: Arc<UdpIo>,
+    intake: Intake,
+    reporter: Reporter,
+    obituary: Obituary,
+    session: Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>,
+    errors: u32,
+}
+
+#[derive(Debug)]
+pub(crate) enum Intake {
+    Applications(Box<Applications>),
+    Service(Arc<Lane>),
+}
+
+/// The applications that send to the local socket.
+#[derive(Debug)]
+pub(crate) struct Applications {
+    sources: Sources<UdpParty, Arc<Lane>>,
+    /// A lane without an application: the next new one gets it.
+    spare: Option<Arc<Lane>>,
+    /// The application that the spare lane is kept for.
+    app: Option<SocketAddr>,
+    /// With one lane only, the newest application has it: it may have been restarted on another port.
+    single: bool,
+    maker: Arc<LaneMaker>,
+    counters: Arc<LiveCounters>,
+    tell: Addr<crate::session::RelaySessionActor>,
+    reporter: Reporter,
+    refused: Option<Instant>,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// What [`Applications`] are told.
+#[derive(Debug)]
+pub(crate) struct ApplicationRules {
+    pub(crate) max_sources: usize,
+    pub(crate) source_idle: Duration,
+    pub(crate) app: Option<SocketAddr>,
+}
+
+impl Applications {
+    /// `known` are the lanes that have an application already, from an earlier life of this actor.
+    pub(crate) fn new(
+        rules: ApplicationRules,
+        known: Vec<Arc<Lane>>,
+        maker: Arc<LaneMaker>,
+        counters: Arc<LiveCounters>,
+        tell: Addr<crate::session::RelaySessionActor>,
+        reporter: Reporter,
+    ) -> Self {
+        let ApplicationRules { max_sources, source_idle, app } = rules;
+        let mut sources = Sources::new(max_sources, source_idle);
+        let mut spare = None;
+        for lane in known {
+            match lane.party() {
+                Some(party) if Some(party.to) != app && !sources.is_full() => {
+                    sources.insert(now(), party, lane);
+                }
+                _ => spare = Some(lane),
+            }
+        }
+        let single = max_sources == 1;
+        Self { sources, spare, app, single, maker, counters, tell, reporter, refused: None, alarm: None }
+    }
+
+    fn take(&mut self, now: Instant, source: UdpParty, batch: Batch) {
+        let known = self.sources.get(&source).cloned();
+        if let Some(lane) = known.or_else(|| self.admit(now, source)) {
+            lane.heard_from_udp(now);
+            lane.flow.push(now, batch);
+        } else {
+            self.counters.dropped(DropReason::TooManySources, batch.datagrams);
+            if self.refused.is_none_or(|at| now >= at + REFUSED_INTERVAL) {
+                self.refused = Some(now);
+                self.reporter.report(EventKind::SourceRefused { source: source.to });
+            }
+        }
+    }
+
+    fn admit(&mut self, now: Instant, source: UdpParty) -> Option<Arc<Lane>> {
+        let lane = if self.single {
+            self.take_over()?
+        } else if self.spare.is_some() && self.app.is_none_or(|app| app == source.to) {
+            self.spare.take()?
+        } else if self.sources.is_full() {
+            return None;
+        } else {
+            self.maker.make(None)
+        };
+        lane.set_party(Some(source));
+        self.sources.insert(now, source, lane.clone());
+        if !self.single && self.alarm.is_none() {
+            let (_, next) = self.sources.expire(now, |lane| lane.last_activity());
+            self.alarm = next.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        }
+        // Bounded: a message for each source that is admitted.
+        self.tell.do_send(SourceAppeared { source: source.to, lane: lane.clone() });
+        Some(lane)
+    }
+
+    fn take_over(&mut self) -> Option<Arc<Lane>> {
+        let Some(old) = self.sources.any() else { return self.spare.take() };
+        let lane = self.sources.remove(&old)?;
+        self.tell.do_send(SourceForgotten { source: old.to, lane: lane.clone(), replaced: true });
+        Some(lane)
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) {
+        while let Some(alarm) = &mut self.alarm {
+            if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            let (gone, next) = self.sources.expire(now(), |lane| lane.last_activity());
+            for (source, lane) in gone {
+                self.tell.do_send(SourceForgotten { source: source.to, lane, replaced: false });
+            }
+            self.alarm = next.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        }
+    }
+}
+
+impl UdpEndpointActor {
+    pub(crate) fn new(
+        io: Arc<UdpIo>,
+        intake: Intake,
+        reporter: Reporter,
+        session: CancellationToken,
+        obituary: Obituary,
+    ) -> Self {
+        Self { io, intake, reporter, obituary, session: Box::pin(session.cancelled_owned()), errors: 0 }
+    }
+
+    /// Reads what there is; ready only with the end.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        if self.session.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ending::new(Cause::Told, "the session ended"));
+        }
+        if let Intake::Applications(applications) = &mut self.intake {
+            applications.poll_idle(cx);
+        }
+        for _ in 0..MAX_TURNS {
+            let now = now();
+            let Self { io, intake, reporter, .. } = self;
+            let received = ready!(io.poll_recv(cx, |source, batch| match intake {
+                Intake::Applications(applications) => applications.take(now, source, batch),
+                Intake::Service(lane) => {
+                    lane.heard_from_udp(now);
+                    lane.flow.push(now, batch);
+                    if lane.unreachable.swap(false, Relaxed) {
+                        reporter.report(EventKind::ServiceReachable { service: source.to });
+                    }
+                }
+            }));
+            match received {
+                Ok(()) => self.errors = 0,
+                Err(error) => {
+                    if let Some(ending) = self.on_error(&error) {
+                        return Poll::Ready(ending);
+                    }
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// An error is about one datagram sent before, not about the socket, unless there is nothing else.
+    fn on_error(&mut self, error: &io::Error) -> Option<Ending> {
+        self.errors += 1;
+        if let (ErrorKind::ConnectionRefused, Intake::Service(lane), Some(service)) =
+            (error.kind(), &self.intake, self.io.peer())
+        {
+            report_unreachable(lane, &self.reporter, service);
+        } else {
+            tracing::debug!(%error, local = %self.io.local(), "receiving UDP failed");
+        }
+        (self.errors > MAX_ERRORS_IN_A_ROW)
+            .then(|| Ending::new(Cause::Broken, format!("receiving UDP at {}: {error}", self.io.local())))
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Actor for UdpEndpointActor {
+    type Context = actix::Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.spawn(Drive);
+    }
+}
+
+/// The one future of the actor: polls its socket each time anything wakes it.
+struct Drive;
+
+impl ActorFuture<UdpEndpointActor> for Drive {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        act: &mut UdpEndpointActor,
+        ctx: &mut actix::Context<UdpEndpointActor>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let ending = ready!(act.poll_io(cx));
+        act.obituary.end(ending);
+        ctx.stop();
+        Poll::Ready(())
+    }
+}
+
+impl Handler<OfferLane> for UdpEndpointActor {
+    type Result = ();
+
+    fn handle(&mut self, OfferLane(lane): OfferLane, _: &mut Self::Context) {
+        if let Intake::Applications(applications) = &mut self.intake {
+            applications.spare = Some(lane);
+        }
+    }
+}
+
+/// To the endpoint: stop, the lane is gone.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopEndpoint;
+
+impl Handler<StopEndpoint> for UdpEndpointActor {
+    type Result = ();
+
+    fn handle(&mut self, _: StopEndpoint, ctx: &mut Self::Context) {
+        self.obituary.end(Ending::new(Cause::Told, "its link is gone"));
+        ctx.stop();
+    }
+}

@@ -1,0 +1,334 @@
+//! The UDP socket: batched receive (recvmmsg and GRO), runs of equal datagrams in one send (GSO).
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll, ready};
+
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use crate::datagrams::{Batch, BatchBuilder, framed_len};
+use crate::lane::UdpParty;
+use crate::tcp::framing::{self, Run};
+
+/// One received buffer holds at most this: a GRO train or one datagram. Smaller ones truncate silently.
+const BUFFER_LEN: usize = 1 << 16;
+
+thread_local! {
+    // 2 MiB an arbiter, not a socket: only one receive is under way on a thread at a time.
+    static RECEIVE: RefCell<Receive> = RefCell::new(Receive::new());
+    static GATHER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Receive {
+    buffers: Vec<u8>,
+    metas: [RecvMeta; BATCH_SIZE],
+}
+
+impl Receive {
+    fn new() -> Self {
+        Self { buffers: vec![0; BATCH_SIZE * BUFFER_LEN], metas: [RecvMeta::default(); BATCH_SIZE] }
+    }
+}
+
+/// What became of the datagrams given to [`UdpIo::send_frames`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Bytes of whole frames that are done with.
+    pub(crate) used: usize,
+    /// Sent, and their payload bytes.
+    pub(crate) datagrams: u64,
+    pub(crate) bytes: u64,
+    /// Dropped: EMSGSIZE, ECONNREFUSED, anything else.
+    pub(crate) too_long: u64,
+    pub(crate) refused: u64,
+    pub(crate) failed: u64,
+    /// The socket takes no more for now.
+    pub(crate) blocked: bool,
+}
+
+/// A UDP socket on this thread's reactor.
+#[derive(Debug)]
+pub(crate) struct UdpIo {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+    peer: Option<SocketAddr>,
+}
+
+impl UdpIo {
+    /// Takes a bound, perhaps connected, non-blocking socket.
+    pub(crate) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let socket = UdpSocket::from_std(socket)?;
+        let state = UdpSocketState::new((&socket).into())?;
+        allow_fragmentation(&socket)?;
+        let (local, peer) = (socket.local_addr()?, socket.peer_addr().ok());
+        Ok(Self { socket, state, local, peer })
+    }
+
+    /// The bound address.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The address the socket is connected to.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// Receives what has arrived, at most 32 buffers, and hands over the datagrams, those of one sender that
+    /// stand side by side in one batch. The sender comes with the local address it wrote to, if the socket is
+    /// bound to all of them: an answer must come from there.
+    ///
+    /// # Errors
+    /// What the socket reports, `ECONNREFUSED` above all; the next call goes on.
+    pub(crate) fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        mut each: impl FnMut(UdpParty, Batch),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.socket.poll_recv_ready(cx))?;
+            let received = RECEIVE.with_borrow_mut(|receive| {
+                let count = self.recv_batch(receive)?;
+                let mut metas = &receive.metas[..count];
+                let mut buffers = &receive.buffers[..];
+                while let Some(first) = metas.first() {
+                    let party = self.party(first);
+                    let same = metas.iter().take_while(|meta| self.party(meta) == party).count();
+                    each(party, frame(&metas[..same], buffers));
+                    metas = &metas[same..];
+                    buffers = &buffers[same * BUFFER_LEN..];
+                }
+                Ok(())
+            });
+            match received {
+                Err(error) if would_block(&error) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn party(&self, meta: &RecvMeta) -> UdpParty {
+        let from = if self.local.ip().is_unspecified() { meta.dst_ip } else { None };
+        UdpParty { to: meta.addr, from }
+    }
+
+    fn recv_batch(&self, receive: &mut Receive) -> io::Result<usize> {
+        let Receive { buffers, metas } = receive;
+        let mut count = 0;
+        let received = self.socket.try_io(Interest::READABLE, || {
+            let mut slices = buffers.chunks_mut(BUFFER_LEN).map(IoSliceMut::new);
+            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
+            count = self.state.recv((&self.socket).into(), &mut slices, metas)?;
+            // Fewer than asked for: the socket is empty. Saying so saves the call that would find out.
+            if count < BATCH_SIZE { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if count > 0 { Ok(count) } else { received.map(|()| 0) }
+    }
+
+    /// Sends the datagrams of the whole frames at the beginning of `frames` to `to`, from the local address
+    /// `from` if that is given, until all are sent or the socket takes no more.
+    pub(crate) fn send_frames(&self, frames: &[u8], to: SocketAddr, from: Option<IpAddr>) -> Sent {
+        let mut sent = Sent::default();
+        while !sent.blocked {
+            let rest = &frames[sent.used..];
+            let Some(run) = framing::first_run(rest, self.state.max_gso_segments()) else { break };
+            self.send_run(rest, run, to, from, &mut sent);
+        }
+        sent
+    }
+
+    fn send_run(&self, frames: &[u8], run: Run, to: SocketAddr, from: Option<IpAddr>, sent: &mut Sent) {
+        if run.count > 1 {
+            let whole = GATHER.with_borrow_mut(|payload| {
+                payload.clear();
+                payload.reserve(run.payload);
+                run.datagrams(frames).for_each(|datagram| payload.extend_from_slice(datagram));
+                self.try_send(payload, Some(run.segment), to, from)
+            });
+            match whole {
+                Ok(()) => {
+                    sent.used += run.frames_len();
+                    sent.datagrams += run.count as u64;
+                    sent.bytes += run.payload as u64;
+                    return;
+                }
+                Err(error) if would_block(&error) => {
+                    sent.blocked = true;
+                    return;
+                }
+                // A path with a smaller MTU, an interface without GSO, a service that is not there: each
+                // datagram has a fate of its own.
+                Err(_) => {}
+            }
+        }
+        for datagram in run.datagrams(frames) {
+            match self.send_single(datagram, to, from) {
+                Ok(()) => {
+                    sent.datagrams += 1;
+                    sent.bytes += datagram.len() as u64;
+                }
+                Err(error) if would_block(&error) => {
+                    sent.blocked = true;
+                    return;
+                }
+                Err(error) if quinn_udp::is_msg_size_err(&error) => sent.too_long += 1,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => sent.refused += 1,
+                Err(_) => sent.failed += 1,
+            }
+            sent.used += framing::HEADER_LEN + datagram.len();
+        }
+    }
+
+    /// An ICMP error of an earlier datagram is reported in place of sending this one, so there is a second try.
+    fn send_single(&self, datagram: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+        match self.try_send(datagram, None, to, from) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                self.try_send(datagram, None, to, from)
+            }
+            done => done,
+        }
+    }
+
+    fn try_send(
+        &self,
+        contents: &[u8],
+        segment_size: Option<usize>,
+        destination: SocketAddr,
+        src_ip: Option<IpAddr>,
+    ) -> io::Result<()> {
+        let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip };
+        self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit))
+    }
+
+    /// Waits until the socket takes datagrams again.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_send_ready(cx)
+    }
+}
+
+fn frame(metas: &[RecvMeta], buffers: &[u8]) -> Batch {
+    let mut builder =
+        BatchBuilder::with_capacity(metas.iter().map(|meta| framed_len(meta.len, meta.stride)).sum());
+    for (meta, buffer) in metas.iter().zip(buffers.chunks(BUFFER_LEN)) {
+        builder.push(&buffer[..meta.len.min(BUFFER_LEN)], meta.stride);
+    }
+    builder.finish()
+}
+
+fn would_block(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock
+}
+
+/// quinn-udp forbids fragmentation, as QUIC wants it. A tunnel carries what applications send: 1473 and 65,507
+/// bytes too.
+#[cfg(target_os = "linux")]
+fn allow_fragmentation(socket: &UdpSocket) -> io::Result<()> {
+    use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+
+    sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::WANT)?;
+    if socket.local_addr()?.is_ipv6() {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::WANT)?;
+        nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::Ipv6DontFrag, &false)?;
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allow_fragmentation(_: &UdpSocket) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datagrams::BatchBuilder;
+    use std::future::poll_fn;
+
+    /// A socket whose readiness is known: a fresh one takes nothing until its reactor has looked at it.
+    async fn ready(socket: std::net::UdpSocket) -> UdpIo {
+        socket.set_nonblocking(true).unwrap();
+        let io = UdpIo::new(socket).unwrap();
+        poll_fn(|cx| io.poll_writable(cx)).await.unwrap();
+        io
+    }
+
+    async fn bound(addr: &str) -> UdpIo {
+        ready(std::net::UdpSocket::bind(addr).unwrap()).await
+    }
+
+    async fn receive(io: &UdpIo, count: usize) -> Vec<Vec<u8>> {
+        let mut got = Vec::new();
+        while got.len() < count {
+            poll_fn(|cx| {
+                io.poll_recv(cx, |_, batch| {
+                    let mut frames = &batch.frames[..];
+                    while let Some(run) = framing::first_run(frames, 64) {
+                        got.extend(run.datagrams(frames).map(<[u8]>::to_vec));
+                        frames = &frames[run.frames_len()..];
+                    }
+                })
+            })
+            .await
+            .unwrap();
+        }
+        got
+    }
+
+    async fn all_sizes_arrive(addr: &str, sizes: &[usize]) {
+        let (from, to) = (bound(addr).await, bound(addr).await);
+        let mut builder = BatchBuilder::default();
+        let sent: Vec<Vec<u8>> = sizes.iter().map(|size| vec![*size as u8; *size]).collect();
+        sent.iter().for_each(|datagram| builder.push(datagram, datagram.len()));
+        let frames = builder.finish().frames;
+        let result = from.send_frames(&frames, to.local(), None);
+        assert_eq!(result.used, frames.len(), "{result:?}");
+        assert_eq!(result.datagrams, sizes.len() as u64, "{result:?}");
+        assert_eq!(receive(&to, sizes.len()).await, sent);
+    }
+
+    const SIZES: [usize; 12] = [0, 1, 148, 148, 148, 100, 0, 1472, 1473, 9000, 65_507, 7];
+
+    #[tokio::test]
+    async fn datagrams_of_every_size_arrive_over_ipv4() {
+        all_sizes_arrive("127.0.0.1:0", &SIZES).await;
+    }
+
+    #[tokio::test]
+    async fn datagrams_of_every_size_arrive_over_ipv6() {
+        all_sizes_arrive("[::1]:0", &SIZES).await;
+    }
+
+    #[tokio::test]
+    async fn what_udp_cannot_take_is_counted_and_the_rest_sent() {
+        let (from, to) = (bound("127.0.0.1:0").await, bound("127.0.0.1:0").await);
+        let mut builder = BatchBuilder::default();
+        for size in [65_535, 65_508, 3] {
+            builder.push(&vec![1; size], size);
+        }
+        let result = from.send_frames(&builder.finish().frames, to.local(), None);
+        assert_eq!((result.too_long, result.datagrams, result.blocked), (2, 1, false));
+        assert_eq!(receive(&to, 1).await, [vec![1; 3]]);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_there_is_counted_and_one_that_came_is_reached_at_once() {
+        let service = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = service.local_addr().unwrap();
+        drop(service);
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(to).unwrap();
+        let io = ready(socket).await;
+        let mut builder = BatchBuilder::default();
+        builder.push(b"anybody?", 8);
+        let frames = builder.finish().frames;
+        assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
+        let came = bound(&to.to_string()).await;
+        assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
+        assert_eq!(receive(&came, 1).await, [b"anybody?".to_vec()]);
+    }
+}
