@@ -30,7 +30,7 @@ pub(crate) struct Link {
     pub(crate) lane: Arc<Lane>,
     pub(crate) phase: Phase,
     /// Its own socket towards the service; `None` where applications share the session's.
-    service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
+    pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
     /// Dial (again) as soon as the present connection has ended: it was ended for that.
     redial: bool,
     /// Remove it when its connection has ended.
