@@ -115,9 +115,9 @@ impl RelaySessionActor {
         if let Some(timer) = self.lobby_timer.take() {
             ctx.cancel_future(timer);
         }
-        if self.lobby.len() > 0 {
+        if let Some(newest) = self.lobby.newest() {
             let incumbent = self.primary.and_then(|id| self.links.get(&id)).and_then(Link::incumbent);
-            let wait = match admit(now, incumbent) {
+            let wait = match admit(now, newest, incumbent) {
                 Admission::Wait(until) => until.saturating_duration_since(now).min(CHECK_INTERVAL),
                 Admission::Admit | Admission::Replace => CHECK_INTERVAL,
             };
@@ -128,9 +128,10 @@ impl RelaySessionActor {
         }
     }
 
-    fn admit_to(&mut self, primary: LinkId, stream: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+    fn admit_to(&mut self, primary: LinkId, newcomer: Waiting, ctx: &mut Context<Self>) {
+        let Waiting { stream, peer, since } = newcomer;
         self.stop_dialing(primary, ctx);
-        if let Err(error) = self.attach(primary, stream, peer, false) {
+        if let Err(error) = self.attach(primary, stream, peer, since, false) {
             tracing::warn!(%peer, %error, "cannot serve a peer");
             self.refuse(peer, Refusal::NoSocket);
         }
@@ -150,14 +151,15 @@ impl RelaySessionActor {
     /// With one place: gives it to the newest in the lobby, if it is free or can be freed.
     pub(crate) fn admit_waiting(&mut self, ctx: &mut Context<Self>) {
         let Some(primary) = self.primary.filter(|_| self.config.peer_limit() == 1) else { return };
-        if self.lobby.len() == 0 || self.stopping {
+        if self.stopping {
             return;
         }
         let Some(link) = self.links.get(&primary) else { return };
-        match admit(now(), link.incumbent()) {
+        let Some(newest) = self.lobby.newest() else { return };
+        match admit(now(), newest, link.incumbent()) {
             Admission::Admit => {
-                if let Some(Waiting { stream, peer, .. }) = self.lobby.pop_newest() {
-                    self.admit_to(primary, stream, peer, ctx);
+                if let Some(newest) = self.lobby.pop_newest() {
+                    self.admit_to(primary, newest, ctx);
                 }
             }
             // It comes in when the incumbent has ended.

@@ -22,7 +22,7 @@ pub enum DropReason {
     NoApplication,
     /// `max_sources` applications are being served already.
     TooManySources,
-    /// The UDP service answered "port unreachable" (ICMP), twice for one datagram.
+    /// It was sent (and counted so), but the UDP service answered "port unreachable" (ICMP).
     ServiceUnreachable,
     /// UDP would not take it for its length (EMSGSIZE).
     TooLong,

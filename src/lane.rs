@@ -40,6 +40,8 @@ pub(crate) struct Lane {
     pub(crate) counters: Arc<LiveCounters>,
     /// Set while the service is known to answer "port unreachable".
     pub(crate) unreachable: AtomicBool,
+    /// Set while the link is down because nobody used it: the next datagram is to wake the session.
+    pub(crate) dormant: AtomicBool,
     party: Mutex<Option<UdpParty>>,
     /// Milliseconds since `epoch`; 0 is never.
     from_udp: AtomicU64,
@@ -59,6 +61,7 @@ impl Lane {
             flow: Flow::new(max_bytes, max_age, counters.clone()),
             counters,
             unreachable: AtomicBool::new(false),
+            dormant: AtomicBool::new(false),
             party: Mutex::new(party),
             from_udp: AtomicU64::new(0),
             from_tcp: AtomicU64::new(0),
@@ -85,6 +88,11 @@ impl Lane {
     /// When bytes last came over TCP, whichever connection they came on.
     pub(crate) fn last_from_tcp(&self) -> Option<Instant> {
         instant(self.from_tcp.load(Relaxed))
+    }
+
+    /// When the local application or service last sent.
+    pub(crate) fn last_from_udp(&self) -> Option<Instant> {
+        instant(self.from_udp.load(Relaxed))
     }
 
     /// When bytes last came from either side.

@@ -7,6 +7,9 @@ pub mod session;
 pub mod subscribers;
 pub mod supervisor;
 pub mod tcp;
+#[cfg(feature = "test-panic")]
+#[doc(hidden)]
+pub mod test_panic;
 pub mod udp;
 
 mod accept;

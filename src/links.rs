@@ -7,7 +7,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use tokio::net::TcpStream;
@@ -21,8 +22,13 @@ use crate::session::admission::Incumbent;
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, SessionState, in_wall_time};
 use crate::sockopt::{self, SocketError};
 use crate::tcp::{Close, TcpPeerActor};
-use crate::udp::{Intake, OfferLane, SourceAppeared, SourceForgotten, StopEndpoint, UdpEndpointActor};
+use crate::udp::{
+    Intake, LinkWanted, OfferLane, SourceAppeared, SourceForgotten, StopEndpoint, UdpEndpointActor,
+};
 use crate::udp_io::UdpIo;
+
+/// A link whose application has sent nothing for this long may stay down when it is lost.
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One link, with or without a connection at the moment.
 #[derive(Debug)]
@@ -30,7 +36,7 @@ pub(crate) struct Link {
     pub(crate) lane: Arc<Lane>,
     pub(crate) phase: Phase,
     /// Its own socket towards the service; `None` where applications share the session's.
-    service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
+    pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
     /// Dial (again) as soon as the present connection has ended: it was ended for that.
     redial: bool,
     /// Remove it when its connection has ended.
@@ -147,7 +153,7 @@ impl RelaySessionActor {
 
     fn dialed(&mut self, id: LinkId, result: Result<(TcpStream, SocketAddr), DialError>) {
         let failed = match result {
-            Ok((stream, peer)) => match self.attach(id, stream, peer, true) {
+            Ok((stream, peer)) => match self.attach(id, stream, peer, now(), true) {
                 Ok(()) => return,
                 Err(error) => error.to_string(),
             },
@@ -157,7 +163,7 @@ impl RelaySessionActor {
         self.obituary(Part::Link(id), true).end(Ending::new(Cause::Broken, failed));
     }
 
-    /// A connection for a link: from here on they are on their own.
+    /// A connection for a link, made or accepted at `since`: from here on they are on their own.
     ///
     /// # Errors
     /// The link has no UDP socket of its own yet and none could be opened.
@@ -166,6 +172,7 @@ impl RelaySessionActor {
         id: LinkId,
         stream: TcpStream,
         peer: SocketAddr,
+        since: Instant,
         dialed: bool,
     ) -> Result<(), SocketError> {
         let udp = self.udp_of(id)?;
@@ -174,7 +181,7 @@ impl RelaySessionActor {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.lane.flow.set_max_age(self.config.max_queue_delay);
         let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, token, obituary).start();
-        link.phase = Phase::Up { actor, peer, since: tokio::time::Instant::now().into_std(), dialed };
+        link.phase = Phase::Up { actor, peer, since, dialed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
         self.state_may_have_changed();
         Ok(())
@@ -212,7 +219,7 @@ impl RelaySessionActor {
         let lane = self.maker.make(to);
         let id = lane.link;
         self.links.insert(id, Link::new(lane));
-        if let Err(error) = self.attach(id, stream, peer, false) {
+        if let Err(error) = self.attach(id, stream, peer, now(), false) {
             tracing::warn!(%peer, %error, "cannot serve a peer");
             self.refuse(peer, Refusal::NoSocket);
             self.remove(id);
@@ -262,10 +269,12 @@ impl RelaySessionActor {
         let PartEnded { ending, again_in, .. } = message;
         // Told to disconnect in the meantime: the restart that is due finds nobody to call.
         let remote = self.sockets.remote();
-        let retry_in = again_in.filter(|_| remote.is_some());
+        let is_dormant = again_in.is_some() && self.is_unused(id);
+        let retry_in = again_in.filter(|_| remote.is_some() && !is_dormant);
         let hold = self.idle_hold();
         let Some(link) = self.links.get_mut(&id) else { return };
         link.lane.flow.set_max_age(hold);
+        link.lane.dormant.store(is_dormant, Relaxed);
         let Ending { cause, detail, .. } = ending;
         match (&link.phase, remote) {
             (Phase::Up { peer, .. }, _) => {
@@ -291,6 +300,21 @@ impl RelaySessionActor {
         self.admit_waiting(ctx);
         self.state_may_have_changed();
         self.stop_if_done(ctx);
+    }
+
+    /// Whether a lost link may stay down until its application sends again: that has been silent for a while,
+    /// and either another one has not, or the link is not the one that the far side may use first. Else the
+    /// links of an application's earlier ports would fight with its present one for the far side's only place.
+    fn is_unused(&self, id: LinkId) -> bool {
+        let now = now();
+        let is_silent = |link: &Link| {
+            let last = link.lane.last_from_udp();
+            link.lane.flow.is_empty() && last.is_some_and(|last| now >= last + UNUSED_TIMEOUT)
+        };
+        let others_talk = || self.links.iter().any(|(other, link)| *other != id && !is_silent(link));
+        self.local.is_some()
+            && self.links.get(&id).is_some_and(is_silent)
+            && (self.primary != Some(id) || others_talk())
     }
 
     fn restart_link(&mut self, id: LinkId, ctx: &mut Context<Self>) {
@@ -335,6 +359,10 @@ impl RelaySessionActor {
     }
 }
 
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 impl Handler<PartEnded> for RelaySessionActor {
     type Result = ();
 
@@ -377,6 +405,14 @@ impl Handler<SourceAppeared> for RelaySessionActor {
         self.links.entry(id).or_insert_with(|| Link::new(lane));
         self.dial(id, ctx);
         self.state_may_have_changed();
+    }
+}
+
+impl Handler<LinkWanted> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, LinkWanted(id): LinkWanted, ctx: &mut Self::Context) {
+        self.dial(id, ctx);
     }
 }
 

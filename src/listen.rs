@@ -112,6 +112,11 @@ impl Lobby {
         evicted
     }
 
+    /// When the newest came.
+    pub(crate) fn newest(&self) -> Option<Instant> {
+        self.waiting.back().map(|newest| newest.since)
+    }
+
     /// The newest: where one peer comes again and again, that is the one that lives.
     pub(crate) fn pop_newest(&mut self) -> Option<Waiting> {
         self.waiting.pop_back()

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::Batch;
 use crate::event::{Cause, EventKind};
-use crate::lane::{Lane, LaneMaker, UdpParty};
+use crate::lane::{Lane, LaneMaker, LinkId, UdpParty};
 use crate::link::{Ending, Obituary};
 use crate::supervisor::Reporter;
 use crate::tcp::report_unreachable;
@@ -53,6 +53,11 @@ pub(crate) struct SourceForgotten {
     /// Whether another application has the lane already.
     pub(crate) replaced: bool,
 }
+
+/// To the session: a datagram waits for a link that is down because nobody used it.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct LinkWanted(pub(crate) LinkId);
 
 /// To the endpoint: the next new application gets this lane, whose connection is up already.
 #[derive(Clone, Debug, Message)]
@@ -134,6 +139,9 @@ impl Applications {
         if let Some(lane) = known.or_else(|| self.admit(now, source)) {
             lane.heard_from_udp(now);
             lane.flow.push(now, batch);
+            if lane.dormant.load(Relaxed) && lane.dormant.swap(false, Relaxed) {
+                self.tell.do_send(LinkWanted(lane.link));
+            }
         } else {
             self.counters.dropped(DropReason::TooManySources, batch.datagrams);
             if self.refused.is_none_or(|at| now >= at + REFUSED_INTERVAL) {

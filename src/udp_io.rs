@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use crate::datagrams::{Batch, BatchBuilder, framed_len};
 use crate::lane::UdpParty;
@@ -15,6 +18,9 @@ use crate::tcp::framing::{self, Run};
 
 /// One received buffer holds at most this: a GRO train or one datagram. Smaller ones truncate silently.
 const BUFFER_LEN: usize = 1 << 16;
+
+/// Buffers offered to a socket that had few datagrams the last time: each costs some work even if unused.
+const FEW_BUFFERS: usize = 4;
 
 thread_local! {
     // 2 MiB an arbiter, not a socket: only one receive is under way on a thread at a time.
@@ -41,10 +47,11 @@ pub(crate) struct Sent {
     /// Sent, and their payload bytes.
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
-    /// Dropped: EMSGSIZE, ECONNREFUSED, anything else.
+    /// Dropped for EMSGSIZE, or for anything else.
     pub(crate) too_long: u64,
-    pub(crate) refused: u64,
     pub(crate) failed: u64,
+    /// Sent at an earlier time, and since then refused by ICMP.
+    pub(crate) refused: u64,
     /// The socket takes no more for now.
     pub(crate) blocked: bool,
 }
@@ -52,20 +59,33 @@ pub(crate) struct Sent {
 /// A UDP socket on this thread's reactor.
 #[derive(Debug)]
 pub(crate) struct UdpIo {
-    socket: UdpSocket,
+    /// Registered for reading only: registered for writing, each datagram sent would wake this thread once
+    /// more, at the moment its receiver takes it.
+    socket: AsyncFd<UdpSocket>,
+    /// Registered for writing while the socket is full.
+    full: Mutex<Option<AsyncFd<OwnedFd>>>,
     state: UdpSocketState,
+    /// How many buffers the next receive offers: few while datagrams come one at a time.
+    offered: AtomicUsize,
     local: SocketAddr,
     peer: Option<SocketAddr>,
 }
 
 impl UdpIo {
     /// Takes a bound, perhaps connected, non-blocking socket.
-    pub(crate) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
-        let socket = UdpSocket::from_std(socket)?;
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
-        allow_fragmentation(&socket)?;
+        undo_quic_options(&socket)?;
         let (local, peer) = (socket.local_addr()?, socket.peer_addr().ok());
-        Ok(Self { socket, state, local, peer })
+        let socket = register(socket, Interest::READABLE)?;
+        Ok(Self {
+            socket,
+            full: Mutex::new(None),
+            state,
+            offered: AtomicUsize::new(FEW_BUFFERS),
+            local,
+            peer,
+        })
     }
 
     /// The bound address.
@@ -90,9 +110,9 @@ impl UdpIo {
         mut each: impl FnMut(UdpParty, Batch),
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.socket.poll_recv_ready(cx))?;
+            let mut readable = ready!(self.socket.poll_read_ready(cx))?;
             let received = RECEIVE.with_borrow_mut(|receive| {
-                let count = self.recv_batch(receive)?;
+                let count = self.recv_batch(receive, &mut readable)?;
                 let mut metas = &receive.metas[..count];
                 let mut buffers = &receive.buffers[..];
                 while let Some(first) = metas.first() {
@@ -116,18 +136,31 @@ impl UdpIo {
         UdpParty { to: meta.addr, from }
     }
 
-    fn recv_batch(&self, receive: &mut Receive) -> io::Result<usize> {
+    fn recv_batch(
+        &self,
+        receive: &mut Receive,
+        readable: &mut AsyncFdReadyGuard<'_, UdpSocket>,
+    ) -> io::Result<usize> {
         let Receive { buffers, metas } = receive;
+        let offered = self.offered.load(Relaxed);
         let mut count = 0;
-        let received = self.socket.try_io(Interest::READABLE, || {
+        let received = readable.try_io(|socket| {
             let mut slices = buffers.chunks_mut(BUFFER_LEN).map(IoSliceMut::new);
             let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
                 std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-            count = self.state.recv((&self.socket).into(), &mut slices, metas)?;
+            count = self.state.recv(socket.get_ref().into(), &mut slices[..offered], metas)?;
             // Fewer than asked for: the socket is empty. Saying so saves the call that would find out.
-            if count < BATCH_SIZE { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if count < offered { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
-        if count > 0 { Ok(count) } else { received.map(|()| 0) }
+        self.offered.store(
+            if count == offered { BATCH_SIZE } else { FEW_BUFFERS.max(2 * count).min(BATCH_SIZE) },
+            Relaxed,
+        );
+        match received {
+            _ if count > 0 => Ok(count),
+            Ok(received) => received.map(|()| 0),
+            Err(_) => Err(ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Sends the datagrams of the whole frames at the beginning of `frames` to `to`, from the local address
@@ -148,7 +181,7 @@ impl UdpIo {
                 payload.clear();
                 payload.reserve(run.payload);
                 run.datagrams(frames).for_each(|datagram| payload.extend_from_slice(datagram));
-                self.try_send(payload, Some(run.segment), to, from)
+                past_icmp(sent, || self.try_send(payload, Some(run.segment), to, from))
             });
             match whole {
                 Ok(()) => {
@@ -161,13 +194,12 @@ impl UdpIo {
                     sent.blocked = true;
                     return;
                 }
-                // A path with a smaller MTU, an interface without GSO, a service that is not there: each
-                // datagram has a fate of its own.
+                // A path with a smaller MTU, an interface without GSO: each datagram has a fate of its own.
                 Err(_) => {}
             }
         }
         for datagram in run.datagrams(frames) {
-            match self.send_single(datagram, to, from) {
+            match past_icmp(sent, || self.send_single(datagram, to, from)) {
                 Ok(()) => {
                     sent.datagrams += 1;
                     sent.bytes += datagram.len() as u64;
@@ -177,20 +209,18 @@ impl UdpIo {
                     return;
                 }
                 Err(error) if quinn_udp::is_msg_size_err(&error) => sent.too_long += 1,
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => sent.refused += 1,
                 Err(_) => sent.failed += 1,
             }
             sent.used += framing::HEADER_LEN + datagram.len();
         }
     }
 
-    /// An ICMP error of an earlier datagram is reported in place of sending this one, so there is a second try.
+    /// A lone datagram needs no control message, unless its source address must be named.
     fn send_single(&self, datagram: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
-        match self.try_send(datagram, None, to, from) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                self.try_send(datagram, None, to, from)
-            }
-            done => done,
+        match (from, self.peer) {
+            (Some(_), _) => self.try_send(datagram, None, to, from),
+            (None, Some(_)) => self.socket.get_ref().send(datagram).map(|_| ()),
+            (None, None) => self.socket.get_ref().send_to(datagram, to).map(|_| ()),
         }
     }
 
@@ -202,12 +232,21 @@ impl UdpIo {
         src_ip: Option<IpAddr>,
     ) -> io::Result<()> {
         let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip };
-        self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit))
+        self.state.try_send(self.socket.get_ref().into(), &transmit)
     }
 
     /// Waits until the socket takes datagrams again.
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_send_ready(cx)
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        if full.is_none() {
+            let socket = self.socket.as_fd().try_clone_to_owned()?;
+            *full = Some(register(socket, Interest::WRITABLE)?);
+        }
+        if let Some(socket) = &*full {
+            ready!(socket.poll_write_ready(cx))?.retain_ready();
+        }
+        *full = None;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -220,26 +259,58 @@ fn frame(metas: &[RecvMeta], buffers: &[u8]) -> Batch {
     builder.finish()
 }
 
+/// The ICMP error of an earlier datagram is reported in place of sending this one: it is noted, and this one
+/// sent.
+fn past_icmp(sent: &mut Sent, mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    match send() {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            sent.refused += 1;
+            send()
+        }
+        done => done,
+    }
+}
+
+/// tokio deprecates this for a function that is unsafe because some other descriptor might be closed while it
+/// is registered; an owned one cannot be, and this crate has no unsafe code.
+#[allow(deprecated, reason = "see above")]
+fn register<T: Into<OwnedFd> + AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
 fn would_block(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
 }
 
-/// quinn-udp forbids fragmentation, as QUIC wants it. A tunnel carries what applications send: 1473 and 65,507
-/// bytes too.
+/// quinn-udp sets a socket up for QUIC. A tunnel carries what applications send, so it may be fragmented: 1473
+/// and 65,507 bytes too. And what nobody reads need not be delivered with each datagram: its time, its ECN bits,
+/// the address it was sent to where that is the bound one.
 #[cfg(target_os = "linux")]
-fn allow_fragmentation(socket: &UdpSocket) -> io::Result<()> {
+fn undo_quic_options(socket: &UdpSocket) -> io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt as nix_sockopt};
     use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 
+    let local = socket.local_addr()?;
     sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::WANT)?;
-    if socket.local_addr()?.is_ipv6() {
+    setsockopt(socket, nix_sockopt::ReceiveTimestampns, &false)?;
+    sockopt::set_ip_recvtos(socket, false)?;
+    if local.is_ipv6() {
         sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::WANT)?;
-        nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::Ipv6DontFrag, &false)?;
+        setsockopt(socket, nix_sockopt::Ipv6DontFrag, &false)?;
+        sockopt::set_ipv6_recvtclass(socket, false)?;
+    }
+    if !local.ip().is_unspecified() {
+        if local.is_ipv4() {
+            setsockopt(socket, nix_sockopt::Ipv4PacketInfo, &false)?;
+        } else {
+            setsockopt(socket, nix_sockopt::Ipv6RecvPacketInfo, &false)?;
+        }
     }
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn allow_fragmentation(_: &UdpSocket) -> io::Result<()> {
+fn undo_quic_options(_: &UdpSocket) -> io::Result<()> {
     Ok(())
 }
 
@@ -249,16 +320,13 @@ mod tests {
     use crate::datagrams::BatchBuilder;
     use std::future::poll_fn;
 
-    /// A socket whose readiness is known: a fresh one takes nothing until its reactor has looked at it.
-    async fn ready(socket: std::net::UdpSocket) -> UdpIo {
+    fn io(socket: UdpSocket) -> UdpIo {
         socket.set_nonblocking(true).unwrap();
-        let io = UdpIo::new(socket).unwrap();
-        poll_fn(|cx| io.poll_writable(cx)).await.unwrap();
-        io
+        UdpIo::new(socket).unwrap()
     }
 
-    async fn bound(addr: &str) -> UdpIo {
-        ready(std::net::UdpSocket::bind(addr).unwrap()).await
+    fn bound(addr: &str) -> UdpIo {
+        io(UdpSocket::bind(addr).unwrap())
     }
 
     async fn receive(io: &UdpIo, count: usize) -> Vec<Vec<u8>> {
@@ -280,7 +348,7 @@ mod tests {
     }
 
     async fn all_sizes_arrive(addr: &str, sizes: &[usize]) {
-        let (from, to) = (bound(addr).await, bound(addr).await);
+        let (from, to) = (bound(addr), bound(addr));
         let mut builder = BatchBuilder::default();
         let sent: Vec<Vec<u8>> = sizes.iter().map(|size| vec![*size as u8; *size]).collect();
         sent.iter().for_each(|datagram| builder.push(datagram, datagram.len()));
@@ -305,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_udp_cannot_take_is_counted_and_the_rest_sent() {
-        let (from, to) = (bound("127.0.0.1:0").await, bound("127.0.0.1:0").await);
+        let (from, to) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
         let mut builder = BatchBuilder::default();
         for size in [65_535, 65_508, 3] {
             builder.push(&vec![1; size], size);
@@ -317,17 +385,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_service_that_is_not_there_is_counted_and_one_that_came_is_reached_at_once() {
-        let service = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let service = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = service.local_addr().unwrap();
         drop(service);
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(to).unwrap();
-        let io = ready(socket).await;
+        let io = io(socket);
         let mut builder = BatchBuilder::default();
         builder.push(b"anybody?", 8);
         let frames = builder.finish().frames;
         assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
-        let came = bound(&to.to_string()).await;
+        let came = bound(&to.to_string());
         assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
         assert_eq!(receive(&came, 1).await, [b"anybody?".to_vec()]);
     }

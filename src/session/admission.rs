@@ -9,7 +9,7 @@ pub(crate) const SILENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The connection that has the place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Incumbent {
-    /// When it was made.
+    /// When it was made or accepted.
     pub(crate) since: Instant,
     /// When bytes last came over it or one of its predecessors.
     pub(crate) heard: Option<Instant>,
@@ -26,11 +26,13 @@ pub(crate) enum Admission {
     Wait(Instant),
 }
 
-/// Decides about a newcomer. A connection that never sent anything gives way at once.
-pub(crate) fn admit(now: Instant, incumbent: Option<Incumbent>) -> Admission {
+/// Decides about a newcomer that came at `came`. A connection that never sent anything gives way at once to one
+/// that came after it.
+pub(crate) fn admit(now: Instant, came: Instant, incumbent: Option<Incumbent>) -> Admission {
     let Some(Incumbent { since, heard }) = incumbent else { return Admission::Admit };
     match heard.filter(|heard| *heard >= since) {
-        None => Admission::Replace,
+        None if came > since => Admission::Replace,
+        None => Admission::Wait(came + SILENT_TIMEOUT),
         Some(heard) if now >= heard + SILENT_TIMEOUT => Admission::Replace,
         Some(heard) => Admission::Wait(heard + SILENT_TIMEOUT),
     }
@@ -45,11 +47,14 @@ mod tests {
         let since = crate::flow::tests::any_instant();
         let heard = since + Duration::from_secs(60);
         let incumbent = |heard| Some(Incumbent { since, heard });
-        assert_eq!(admit(since, None), Admission::Admit);
-        assert_eq!(admit(heard, incumbent(None)), Admission::Replace);
-        assert_eq!(admit(heard, incumbent(Some(since - Duration::from_millis(1)))), Admission::Replace);
+        let came = heard;
+        assert_eq!(admit(heard, came, None), Admission::Admit);
+        assert_eq!(admit(heard, came, incumbent(None)), Admission::Replace);
+        assert_eq!(admit(heard, came, incumbent(Some(since - Duration::from_millis(1)))), Admission::Replace);
         let free = heard + SILENT_TIMEOUT;
-        assert_eq!(admit(heard, incumbent(Some(heard))), Admission::Wait(free));
-        assert_eq!(admit(free, incumbent(Some(heard))), Admission::Replace);
+        assert_eq!(admit(heard, came, incumbent(Some(heard))), Admission::Wait(free));
+        assert_eq!(admit(free, came, incumbent(Some(heard))), Admission::Replace);
+        // One that was there before the silent incumbent does not replace it.
+        assert!(matches!(admit(heard, since, incumbent(None)), Admission::Wait(_)));
     }
 }

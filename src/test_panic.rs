@@ -1,0 +1,64 @@
+//! A message that makes an actor panic, so that tests can see it replaced. Only with the feature `test-panic`.
+
+use actix::prelude::*;
+
+use crate::links::Phase;
+use crate::session::{LinkId, RelaySessionActor};
+use crate::supervisor::SupervisorActor;
+use crate::tcp::TcpPeerActor;
+use crate::udp::UdpEndpointActor;
+
+/// To a session: that actor of it is to panic.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub enum PanicIn {
+    /// The session's own.
+    Session,
+    /// That of the local UDP socket.
+    Endpoint,
+    /// That of the link's socket towards the service.
+    LinkEndpoint(LinkId),
+    /// That of the link's TCP connection.
+    Link(LinkId),
+}
+
+/// To any actor: panic.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Panic;
+
+impl Handler<PanicIn> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, victim: PanicIn, _: &mut Self::Context) {
+        match victim {
+            PanicIn::Session => panic!("told to panic"),
+            PanicIn::Endpoint => {
+                self.local.iter().for_each(|local| local.endpoint.do_send(Panic));
+            }
+            PanicIn::LinkEndpoint(link) => {
+                let endpoint = self.links.get(&link).and_then(|link| link.service.as_ref());
+                endpoint.into_iter().for_each(|(_, endpoint)| endpoint.do_send(Panic));
+            }
+            PanicIn::Link(link) => {
+                if let Some(Phase::Up { actor, .. }) = self.links.get(&link).map(|link| &link.phase) {
+                    actor.do_send(Panic);
+                }
+            }
+        }
+    }
+}
+
+macro_rules! panics {
+    ($($actor:ty),*) => {$(
+        impl Handler<Panic> for $actor {
+            type Result = ();
+
+            fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+                panic!("told to panic");
+            }
+        }
+    )*};
+}
+
+panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor);
