@@ -35,6 +35,8 @@ const UNUSED_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Link {
     pub(crate) lane: Arc<Lane>,
     pub(crate) phase: Phase,
+    /// Counts attempts and connections, so that late news of an earlier one is told apart.
+    pub(crate) round: u64,
     /// Its own socket towards the service; `None` where applications share the session's.
     pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
     /// Dial (again) as soon as the present connection has ended: it was ended for that.
@@ -76,7 +78,7 @@ impl Phase {
 
 impl Link {
     fn new(lane: Arc<Lane>) -> Self {
-        Self { lane, phase: Phase::Idle, service: None, redial: false, doomed: false }
+        Self { lane, phase: Phase::Idle, round: 0, service: None, redial: false, doomed: false }
     }
 
     /// What a newcomer would have to replace.
@@ -140,6 +142,7 @@ impl RelaySessionActor {
         if !matches!(link.phase, Phase::Idle | Phase::Backoff { .. }) || self.stopping {
             return;
         }
+        link.round += 1;
         link.lane.flow.set_max_age(self.config.connect_hold);
         let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
         let attempt = async move { dial(&remote, &options, timeout).await };
@@ -176,6 +179,9 @@ impl RelaySessionActor {
         dialed: bool,
     ) -> Result<(), SocketError> {
         let udp = self.udp_of(id)?;
+        if let Some(link) = self.links.get_mut(&id).filter(|_| !dialed) {
+            link.round += 1;
+        }
         let obituary = self.obituary(Part::Link(id), dialed);
         let (reporter, token) = (self.reporter.clone(), self.token.clone());
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
@@ -266,7 +272,10 @@ impl RelaySessionActor {
     }
 
     fn link_ended(&mut self, id: LinkId, message: PartEnded, ctx: &mut Context<Self>) {
-        let PartEnded { ending, again_in, .. } = message;
+        let PartEnded { ending, again_in, round, .. } = message;
+        if self.links.get(&id).is_none_or(|link| link.round != round) {
+            return;
+        }
         // Told to disconnect in the meantime: the restart that is due finds nobody to call.
         let remote = self.sockets.remote();
         let is_dormant = again_in.is_some() && self.is_unused(id);

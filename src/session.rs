@@ -111,6 +111,7 @@ pub struct LinkInfo {
 #[rtype(result = "()")]
 pub(crate) struct PartEnded {
     pub(crate) part: Part,
+    pub(crate) round: u64,
     pub(crate) ending: Ending,
     pub(crate) again_in: Option<Duration>,
 }
@@ -186,7 +187,8 @@ impl RelaySessionActor {
     pub(crate) fn new(seed: Seed) -> Self {
         let Seed { config, sockets, life, stats_interval, supervisor, reporter, token } = seed;
         let maker = LaneMaker::new(config.queue_bytes, config.connect_hold, sockets.totals.clone());
-        let who = Mortal { session: config.name.clone(), life, part: Part::Session, again: true };
+        let session = config.name.clone();
+        let who = Mortal { session, life, part: Part::Session, round: 0, again: true };
         Self {
             options: TcpOptions::from(&config),
             maker: Arc::new(maker),
@@ -214,7 +216,11 @@ impl RelaySessionActor {
 
     /// The obituary of a part that is about to begin.
     pub(crate) fn obituary(&self, part: Part, again: bool) -> Obituary {
-        let who = Mortal { session: self.config.name.clone(), life: self.life, part, again };
+        let round = match part {
+            Part::Link(id) => self.links.get(&id).map_or(0, |link| link.round),
+            _ => 0,
+        };
+        let who = Mortal { session: self.config.name.clone(), life: self.life, part, round, again };
         Obituary::new(who, self.supervisor.clone())
     }
 
