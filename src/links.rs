@@ -186,6 +186,7 @@ impl RelaySessionActor {
         let (reporter, token) = (self.reporter.clone(), self.token.clone());
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.lane.flow.set_max_age(self.config.max_queue_delay);
+        link.lane.connection_begins();
         let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, token, obituary).start();
         link.phase = Phase::Up { actor, peer, since, dialed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
@@ -300,7 +301,8 @@ impl RelaySessionActor {
             Some(wait) => Phase::Backoff { until: in_wall_time(wait) },
             None => Phase::Idle,
         };
-        let redial = std::mem::take(&mut link.redial);
+        // A peer that came in by itself was in the way of dialing.
+        let redial = std::mem::take(&mut link.redial) || was_accepted;
         if link.doomed || (was_accepted && self.primary != Some(id)) {
             self.remove(id);
         } else if redial {
