@@ -46,6 +46,7 @@ pub(crate) struct Lane {
     /// Milliseconds since `epoch`; 0 is never, or not over the present connection.
     from_udp: AtomicU64,
     from_tcp: AtomicU64,
+    from_tcp_before: AtomicU64,
 }
 
 impl Lane {
@@ -65,6 +66,7 @@ impl Lane {
             party: Mutex::new(party),
             from_udp: AtomicU64::new(0),
             from_tcp: AtomicU64::new(0),
+            from_tcp_before: AtomicU64::new(0),
         }
     }
 
@@ -88,7 +90,7 @@ impl Lane {
     /// A new connection begins: nothing has come over it yet. What came before stays activity.
     pub(crate) fn connection_begins(&self) {
         let before = self.from_tcp.swap(0, Relaxed);
-        self.from_udp.fetch_max(before, Relaxed);
+        self.from_tcp_before.fetch_max(before, Relaxed);
     }
 
     /// When bytes last came over the present TCP connection.
@@ -103,7 +105,8 @@ impl Lane {
 
     /// When bytes last came from either side.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
-        instant(self.from_tcp.load(Relaxed).max(self.from_udp.load(Relaxed)))
+        let from_tcp = self.from_tcp.load(Relaxed).max(self.from_tcp_before.load(Relaxed));
+        instant(from_tcp.max(self.from_udp.load(Relaxed)))
     }
 }
 
