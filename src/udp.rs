@@ -209,13 +209,10 @@ impl UdpEndpointActor {
         if self.session.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ending::new(Cause::Told, "the session ended"));
         }
-        if let Intake::Applications(applications) = &mut self.intake {
-            applications.poll_idle(cx);
-        }
         for _ in 0..MAX_TURNS {
             let now = now();
             let Self { io, intake, reporter, .. } = self;
-            let received = ready!(io.poll_recv(cx, |source, batch| match intake {
+            let received = io.poll_recv(cx, |source, batch| match intake {
                 Intake::Applications(applications) => applications.take(now, source, batch),
                 Intake::Service(lane) => {
                     lane.heard_from_udp(now);
@@ -224,10 +221,17 @@ impl UdpEndpointActor {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
                 }
-            }));
+            });
             match received {
-                Ok(()) => self.errors = 0,
-                Err(error) => {
+                Poll::Pending => {
+                    // After the receive: that may have admitted the first source, and set the alarm.
+                    if let Intake::Applications(applications) = intake {
+                        applications.poll_idle(cx);
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => self.errors = 0,
+                Poll::Ready(Err(error)) => {
                     if let Some(ending) = self.on_error(&error) {
                         return Poll::Ready(ending);
                     }
