@@ -89,6 +89,14 @@ impl Link {
         }
     }
 
+    /// The session is gone: so are the link's actors.
+    pub(crate) fn abandon(&self) {
+        self.close(Cause::Told);
+        if let Some((_, endpoint)) = &self.service {
+            endpoint.do_send(StopEndpoint);
+        }
+    }
+
     /// Whether an accepted connection is up.
     pub(crate) fn is_accepted(&self) -> bool {
         matches!(self.phase, Phase::Up { dialed: false, .. })
@@ -183,11 +191,11 @@ impl RelaySessionActor {
             link.round += 1;
         }
         let obituary = self.obituary(Part::Link(id), dialed);
-        let (reporter, token) = (self.reporter.clone(), self.token.clone());
+        let reporter = self.reporter.clone();
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.lane.flow.set_max_age(self.config.max_queue_delay);
         link.lane.connection_begins();
-        let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, token, obituary).start();
+        let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, obituary).start();
         link.phase = Phase::Up { actor, peer, since, dialed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
         self.state_may_have_changed();
