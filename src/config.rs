@@ -369,7 +369,7 @@ pub struct SupervisorConfig {
     pub stats_interval: Duration,
     /// The first wait after a failure, doubled by each further one; default 100 ms.
     pub backoff_min: Duration,
-    /// The longest wait after a failure; default 10 s.
+    /// The longest wait after a failure; default 4 s, so that traffic flows again within 5 s of the cause's end.
     pub backoff_max: Duration,
     /// A child that panics more often than this within `panic_window` is given up; default 10.
     pub max_panics: usize,
@@ -383,7 +383,7 @@ impl Default for SupervisorConfig {
             workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(256)),
             stats_interval: Duration::ZERO,
             backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(10),
+            backoff_max: Duration::from_secs(4),
             max_panics: 10,
             panic_window: Duration::from_secs(60),
         }

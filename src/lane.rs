@@ -43,9 +43,10 @@ pub(crate) struct Lane {
     /// Set while the link is down because nobody used it: the next datagram is to wake the session.
     pub(crate) dormant: AtomicBool,
     party: Mutex<Option<UdpParty>>,
-    /// Milliseconds since `epoch`; 0 is never.
+    /// Milliseconds since `epoch`; 0 is never, or not over the present connection.
     from_udp: AtomicU64,
     from_tcp: AtomicU64,
+    from_tcp_before: AtomicU64,
 }
 
 impl Lane {
@@ -65,6 +66,7 @@ impl Lane {
             party: Mutex::new(party),
             from_udp: AtomicU64::new(0),
             from_tcp: AtomicU64::new(0),
+            from_tcp_before: AtomicU64::new(0),
         }
     }
 
@@ -85,7 +87,13 @@ impl Lane {
         self.from_tcp.store(millis(now), Relaxed);
     }
 
-    /// When bytes last came over TCP, whichever connection they came on.
+    /// A new connection begins: nothing has come over it yet. What came before stays activity.
+    pub(crate) fn connection_begins(&self) {
+        let before = self.from_tcp.swap(0, Relaxed);
+        self.from_tcp_before.fetch_max(before, Relaxed);
+    }
+
+    /// When bytes last came over the present TCP connection.
     pub(crate) fn last_from_tcp(&self) -> Option<Instant> {
         instant(self.from_tcp.load(Relaxed))
     }
@@ -97,7 +105,8 @@ impl Lane {
 
     /// When bytes last came from either side.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
-        instant(self.from_tcp.load(Relaxed).max(self.from_udp.load(Relaxed)))
+        let from_tcp = self.from_tcp.load(Relaxed).max(self.from_tcp_before.load(Relaxed));
+        instant(from_tcp.max(self.from_udp.load(Relaxed)))
     }
 }
 
@@ -154,5 +163,9 @@ mod tests {
         assert!(error <= Duration::from_millis(1), "{error:?}");
         lane.heard_from_tcp(now + Duration::from_secs(1));
         assert_eq!(lane.last_activity(), lane.last_from_tcp());
+        let before = lane.last_activity();
+        lane.connection_begins();
+        assert_eq!(lane.last_from_tcp(), None);
+        assert_eq!(lane.last_activity(), before);
     }
 }

@@ -1,4 +1,53 @@
-//! Carries UDP where only TCP gets through.
+//! Carries UDP where only TCP gets through, as supervised [actix] actors.
+//!
+//! A *session* forwards the datagrams of local UDP applications through a TCP stream to its twin, and back.
+//! A *supervisor* starts sessions, restarts what failed and tells subscribers what happened. On the stream
+//! stand RFC 4571 frames, a 16-bit length before each datagram, so the twin may be any program that speaks
+//! them.
+//!
+//! ```
+//! use actix::prelude::*;
+//! use actix_relay::config::{SessionConfig, SupervisorConfig};
+//! use actix_relay::session::GetSession;
+//! use actix_relay::supervisor::{Shutdown, StartSession, SupervisorActor};
+//!
+//! # #[actix::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let any = "127.0.0.1:0".parse()?;
+//! let service = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
+//! let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
+//! // The far side waits for peers and forwards to the service, the near side calls it.
+//! let config = SessionConfig::listen("far", any).udp_forward(service.local_addr()?);
+//! let far = supervisor.send(StartSession { config }).await??;
+//! let listening = far.send(GetSession).await?.local_tcp[0];
+//! let config = SessionConfig::connect("near", listening).local_udp(any);
+//! let near = supervisor.send(StartSession { config }).await??;
+//! // What an application sends to the near side's UDP port reaches the service.
+//! let entry = near.send(GetSession).await?.local_udp.expect("it has one");
+//! tokio::net::UdpSocket::bind(any).await?.send_to(b"hello", entry).await?;
+//! let mut buffer = [0; 1500];
+//! let (len, _) = service.recv_from(&mut buffer).await?;
+//! assert_eq!(&buffer[..len], b"hello");
+//! supervisor.send(Shutdown).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to look
+//!
+//! - [`config`]: what a session and a supervisor are told.
+//! - [`supervisor`]: the messages that start and stop sessions and subscribe to events.
+//! - [`session`]: the messages a session takes: [`Connect`](session::Connect), [`Listen`](session::Listen),
+//!   [`Disconnect`](session::Disconnect), [`GetSession`](session::GetSession).
+//! - [`event`]: what a subscriber hears.
+//! - [`counters`]: what was carried, and what was dropped for which reason.
+//! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
+//!
+//! # What it does not do
+//!
+//! The stream is neither encrypted nor authenticated: whoever reaches a listening port reaches the service
+//! behind it, unless [`allow`](config::SessionConfig::allow) keeps him out. Carry what protects itself, such
+//! as WireGuard, DTLS or QUIC.
 
 pub mod config;
 pub mod counters;

@@ -62,6 +62,8 @@ pub(crate) struct Mortal {
     /// Each restart of a session has another one, so that late news of an earlier life is told apart.
     pub(crate) life: u64,
     pub(crate) part: Part,
+    /// The same for a link's attempts and connections; 0 for other parts.
+    pub(crate) round: u64,
     /// An accepted connection is not: its peer comes again.
     pub(crate) again: bool,
 }

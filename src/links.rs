@@ -35,6 +35,8 @@ const UNUSED_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Link {
     pub(crate) lane: Arc<Lane>,
     pub(crate) phase: Phase,
+    /// Counts attempts and connections, so that late news of an earlier one is told apart.
+    pub(crate) round: u64,
     /// Its own socket towards the service; `None` where applications share the session's.
     pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
     /// Dial (again) as soon as the present connection has ended: it was ended for that.
@@ -76,7 +78,7 @@ impl Phase {
 
 impl Link {
     fn new(lane: Arc<Lane>) -> Self {
-        Self { lane, phase: Phase::Idle, service: None, redial: false, doomed: false }
+        Self { lane, phase: Phase::Idle, round: 0, service: None, redial: false, doomed: false }
     }
 
     /// What a newcomer would have to replace.
@@ -84,6 +86,14 @@ impl Link {
         match self.phase {
             Phase::Up { since, .. } => Some(Incumbent { since, heard: self.lane.last_from_tcp() }),
             _ => None,
+        }
+    }
+
+    /// The session is gone: so are the link's actors.
+    pub(crate) fn abandon(&self) {
+        self.close(Cause::Told);
+        if let Some((_, endpoint)) = &self.service {
+            endpoint.do_send(StopEndpoint);
         }
     }
 
@@ -140,6 +150,7 @@ impl RelaySessionActor {
         if !matches!(link.phase, Phase::Idle | Phase::Backoff { .. }) || self.stopping {
             return;
         }
+        link.round += 1;
         link.lane.flow.set_max_age(self.config.connect_hold);
         let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
         let attempt = async move { dial(&remote, &options, timeout).await };
@@ -176,11 +187,15 @@ impl RelaySessionActor {
         dialed: bool,
     ) -> Result<(), SocketError> {
         let udp = self.udp_of(id)?;
+        if let Some(link) = self.links.get_mut(&id).filter(|_| !dialed) {
+            link.round += 1;
+        }
         let obituary = self.obituary(Part::Link(id), dialed);
-        let (reporter, token) = (self.reporter.clone(), self.token.clone());
+        let reporter = self.reporter.clone();
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.lane.flow.set_max_age(self.config.max_queue_delay);
-        let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, token, obituary).start();
+        link.lane.connection_begins();
+        let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, obituary).start();
         link.phase = Phase::Up { actor, peer, since, dialed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
         self.state_may_have_changed();
@@ -266,7 +281,10 @@ impl RelaySessionActor {
     }
 
     fn link_ended(&mut self, id: LinkId, message: PartEnded, ctx: &mut Context<Self>) {
-        let PartEnded { ending, again_in, .. } = message;
+        let PartEnded { ending, again_in, round, .. } = message;
+        if self.links.get(&id).is_none_or(|link| link.round != round) {
+            return;
+        }
         // Told to disconnect in the meantime: the restart that is due finds nobody to call.
         let remote = self.sockets.remote();
         let is_dormant = again_in.is_some() && self.is_unused(id);
@@ -291,7 +309,8 @@ impl RelaySessionActor {
             Some(wait) => Phase::Backoff { until: in_wall_time(wait) },
             None => Phase::Idle,
         };
-        let redial = std::mem::take(&mut link.redial);
+        // A peer that came in by itself was in the way of dialing.
+        let redial = std::mem::take(&mut link.redial) || was_accepted;
         if link.doomed || (was_accepted && self.primary != Some(id)) {
             self.remove(id);
         } else if redial {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use serde::Serialize;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{ChildId, Remote, SessionConfig};
 use crate::counters::{Counters, LiveCounters};
@@ -22,7 +22,7 @@ use crate::listen::Lobby;
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
 use crate::supervisor::{Reporter, SupervisorActor};
-use crate::udp::{ApplicationRules, Applications, Intake, UdpEndpointActor};
+use crate::udp::{ApplicationRules, Applications, Intake, StopEndpoint, UdpEndpointActor};
 use crate::udp_io::UdpIo;
 
 pub use crate::lane::LinkId;
@@ -111,6 +111,7 @@ pub struct LinkInfo {
 #[rtype(result = "()")]
 pub(crate) struct PartEnded {
     pub(crate) part: Part,
+    pub(crate) round: u64,
     pub(crate) ending: Ending,
     pub(crate) again_in: Option<Duration>,
 }
@@ -156,9 +157,9 @@ pub struct RelaySessionActor {
     pub(crate) lobby_timer: Option<SpawnHandle>,
     pub(crate) accepting: Vec<SpawnHandle>,
     pub(crate) refusals: Refusals,
-    pub(crate) token: CancellationToken,
     pub(crate) stopping: bool,
-    _guard: DropGuard,
+    /// Cancelled when the supervisor is gone, however it went.
+    supervised: CancellationToken,
     supervisor: Addr<SupervisorActor>,
     obituary: Obituary,
     life: u64,
@@ -186,13 +187,13 @@ impl RelaySessionActor {
     pub(crate) fn new(seed: Seed) -> Self {
         let Seed { config, sockets, life, stats_interval, supervisor, reporter, token } = seed;
         let maker = LaneMaker::new(config.queue_bytes, config.connect_hold, sockets.totals.clone());
-        let who = Mortal { session: config.name.clone(), life, part: Part::Session, again: true };
+        let session = config.name.clone();
+        let who = Mortal { session, life, part: Part::Session, round: 0, again: true };
         Self {
             options: TcpOptions::from(&config),
             maker: Arc::new(maker),
             counters: sockets.totals.counters(),
             obituary: Obituary::new(who, supervisor.clone()),
-            _guard: token.clone().drop_guard(),
             config,
             sockets,
             reporter,
@@ -203,7 +204,7 @@ impl RelaySessionActor {
             lobby_timer: None,
             accepting: Vec::new(),
             refusals: Refusals::default(),
-            token,
+            supervised: token,
             stopping: false,
             supervisor,
             life,
@@ -214,7 +215,11 @@ impl RelaySessionActor {
 
     /// The obituary of a part that is about to begin.
     pub(crate) fn obituary(&self, part: Part, again: bool) -> Obituary {
-        let who = Mortal { session: self.config.name.clone(), life: self.life, part, again };
+        let round = match part {
+            Part::Link(id) => self.links.get(&id).map_or(0, |link| link.round),
+            _ => 0,
+        };
+        let who = Mortal { session: self.config.name.clone(), life: self.life, part, round, again };
         Obituary::new(who, self.supervisor.clone())
     }
 
@@ -274,7 +279,7 @@ impl RelaySessionActor {
         link: Option<LinkId>,
     ) -> Addr<UdpEndpointActor> {
         let obituary = self.obituary(Part::Endpoint(link), true);
-        UdpEndpointActor::new(io.clone(), intake, self.reporter.clone(), self.token.clone(), obituary).start()
+        UdpEndpointActor::new(io.clone(), intake, self.reporter.clone(), obituary).start()
     }
 
     pub(crate) fn state(&self) -> SessionState {
@@ -351,10 +356,20 @@ impl Actor for RelaySessionActor {
         if !self.stats_interval.is_zero() {
             ctx.run_later(self.stats_interval, Self::report_stats);
         }
-        // The supervisor's own end, however it came, ends the session.
-        let token = self.token.clone();
+        let token = self.supervised.clone();
         let gone = async move { token.cancelled().await }.into_actor(self);
-        ctx.spawn(gone.map(|(), act, ctx| act.stop(ctx)));
+        // Nobody is left to say that the links have closed: no waiting for them.
+        ctx.spawn(gone.map(|(), _, ctx| ctx.stop()));
+    }
+}
+
+/// However the session ends, by a panic too, its other actors end with it.
+impl Drop for RelaySessionActor {
+    fn drop(&mut self) {
+        self.links.values().for_each(Link::abandon);
+        if let Some(local) = &self.local {
+            local.endpoint.do_send(StopEndpoint);
+        }
     }
 }
 
@@ -362,7 +377,6 @@ impl RelaySessionActor {
     fn stop(&mut self, ctx: &mut Context<Self>) {
         if !self.stopping {
             self.stopping = true;
-            self.token.cancel();
             self.disconnect(ctx);
         }
         self.stop_if_done(ctx);

@@ -302,7 +302,7 @@ impl SupervisorActor {
             _ => None,
         };
         if let Some(addr) = &slot.addr {
-            addr.do_send(PartEnded { part: who.part, ending: ending.clone(), again_in });
+            addr.do_send(PartEnded { part: who.part, round: who.round, ending: ending.clone(), again_in });
         }
         if ending.cause == Cause::Panicked {
             self.publish(&who.session, EventKind::ActorPanicked { actor: who.part.to_string() });

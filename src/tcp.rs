@@ -17,7 +17,6 @@ use actix::prelude::*;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::counters::DropReason;
 use crate::event::{Cause, EventKind};
@@ -57,8 +56,6 @@ pub struct TcpPeerActor {
     writer: FrameWriter,
     udp: UdpSender,
     obituary: Obituary,
-    /// Cancelled when the session is gone, however it went.
-    session: Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>,
     closing: Option<Closing>,
     began: Instant,
     heard: bool,
@@ -76,7 +73,6 @@ impl TcpPeerActor {
         lane: Arc<Lane>,
         udp: Arc<UdpIo>,
         reporter: Reporter,
-        session: CancellationToken,
         obituary: Obituary,
     ) -> Self {
         Self {
@@ -86,7 +82,6 @@ impl TcpPeerActor {
             reader: FrameReader::new(FRAME_TIMEOUT, UDP_TIMEOUT),
             writer: FrameWriter::default(),
             obituary,
-            session: Box::pin(session.cancelled_owned()),
             closing: None,
             began: now(),
             heard: false,
@@ -100,9 +95,6 @@ impl TcpPeerActor {
 
     /// Both halves, as far as they go for now; ready with the end of the connection.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        if self.closing.is_none() && self.session.as_mut().poll(cx).is_ready() {
-            self.close(Cause::Told);
-        }
         let now = now();
         if let Poll::Ready(end) = self.poll_read(cx, now) {
             return Poll::Ready(end);

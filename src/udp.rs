@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::Batch;
@@ -73,7 +72,6 @@ pub struct UdpEndpointActor {
     intake: Intake,
     reporter: Reporter,
     obituary: Obituary,
-    session: Pin<Box<tokio_util::sync::WaitForCancellationFutureOwned>>,
     errors: u32,
 }
 
@@ -194,28 +192,16 @@ impl Applications {
 }
 
 impl UdpEndpointActor {
-    pub(crate) fn new(
-        io: Arc<UdpIo>,
-        intake: Intake,
-        reporter: Reporter,
-        session: CancellationToken,
-        obituary: Obituary,
-    ) -> Self {
-        Self { io, intake, reporter, obituary, session: Box::pin(session.cancelled_owned()), errors: 0 }
+    pub(crate) fn new(io: Arc<UdpIo>, intake: Intake, reporter: Reporter, obituary: Obituary) -> Self {
+        Self { io, intake, reporter, obituary, errors: 0 }
     }
 
     /// Reads what there is; ready only with the end.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        if self.session.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ending::new(Cause::Told, "the session ended"));
-        }
-        if let Intake::Applications(applications) = &mut self.intake {
-            applications.poll_idle(cx);
-        }
         for _ in 0..MAX_TURNS {
             let now = now();
             let Self { io, intake, reporter, .. } = self;
-            let received = ready!(io.poll_recv(cx, |source, batch| match intake {
+            let received = io.poll_recv(cx, |source, batch| match intake {
                 Intake::Applications(applications) => applications.take(now, source, batch),
                 Intake::Service(lane) => {
                     lane.heard_from_udp(now);
@@ -224,15 +210,25 @@ impl UdpEndpointActor {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
                 }
-            }));
+            });
             match received {
-                Ok(()) => self.errors = 0,
-                Err(error) => {
+                Poll::Pending => {
+                    // After the receive: that may have admitted the first source, and set the alarm.
+                    if let Intake::Applications(applications) = intake {
+                        applications.poll_idle(cx);
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) => self.errors = 0,
+                Poll::Ready(Err(error)) => {
                     if let Some(ending) = self.on_error(&error) {
                         return Poll::Ready(ending);
                     }
                 }
             }
+        }
+        if let Intake::Applications(applications) = &mut self.intake {
+            applications.poll_idle(cx);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -294,7 +290,7 @@ impl Handler<OfferLane> for UdpEndpointActor {
     }
 }
 
-/// To the endpoint: stop, the lane is gone.
+/// To the endpoint: stop, its link or its session is gone.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct StopEndpoint;
@@ -303,7 +299,7 @@ impl Handler<StopEndpoint> for UdpEndpointActor {
     type Result = ();
 
     fn handle(&mut self, _: StopEndpoint, ctx: &mut Self::Context) {
-        self.obituary.end(Ending::new(Cause::Told, "its link is gone"));
+        self.obituary.end(Ending::new(Cause::Told, "told to stop"));
         ctx.stop();
     }
 }

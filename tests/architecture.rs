@@ -1,5 +1,7 @@
 //! The rules of the house that a compiler does not hold: purity of the deeper files, and their size.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

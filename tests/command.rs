@@ -1,1 +1,485 @@
+//! The built command, as a process: what it prints, what it carries, how it ends.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Nothing takes this long; what does is a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What closing in order may take.
+const CLOSING: Duration = Duration::from_secs(2);
+const ANY: &str = "127.0.0.1:0";
+
+/// A running command; killed when the test is over, however it ends.
+struct Relay {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+/// How it ended, with what had not been read before.
+struct Ended {
+    code: Option<i32>,
+    stdout: Vec<String>,
+    stderr: Vec<String>,
+}
+
+impl Relay {
+    fn start(args: &str) -> Self {
+        Self::start_with(args.split_whitespace(), Stdio::piped())
+    }
+
+    fn start_with<'a>(args: impl Iterator<Item = &'a str>, stdout: impl Into<Stdio>) -> Self {
+        Self::of(Command::new(env!("CARGO_BIN_EXE_actix-relay")).args(args).stdout(stdout))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let command = command.env_remove("RUST_LOG").stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdout = child.stdout.take().map_or_else(|| channel().1, lines_of);
+        let stderr = lines_of(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+
+    /// The next event of this kind; needs `--json`.
+    fn event(&self, kind: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.stdout.recv_timeout(left).unwrap_or_else(|_| panic!("no event {kind}"));
+            let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            if event["event"] == kind {
+                return event;
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    fn end(mut self) -> Ended {
+        let deadline = Instant::now() + PATIENCE;
+        let (stdout, stderr) = (rest(&self.stdout, deadline), rest(&self.stderr, deadline));
+        Ended { code: self.child.wait().unwrap().code(), stdout, stderr }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (tell, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            eprintln!("| {line}");
+            if tell.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// What is still written until the end.
+fn rest(lines: &Receiver<String>, deadline: Instant) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => all.push(line),
+            Err(RecvTimeoutError::Disconnected) => return all,
+            Err(RecvTimeoutError::Timeout) => panic!("it did not end"),
+        }
+    }
+}
+
+/// A command that ends by itself.
+fn run(args: &str) -> Ended {
+    Relay::start(args).end()
+}
+
+/// It said nothing but one line, on stderr, with all of these in it.
+fn assert_one_error(args: &str, code: i32, named: &[&str]) {
+    let ended = run(args);
+    assert_eq!(ended.code, Some(code), "{args}");
+    assert_eq!(ended.stderr.len(), 1, "{args}: {:?}", ended.stderr);
+    assert!(ended.stderr[0].starts_with("error: "), "{args}: {:?}", ended.stderr);
+    for name in named {
+        assert!(ended.stderr[0].contains(name), "{args}: {name} is not in {:?}", ended.stderr);
+    }
+}
+
+fn addr(value: &Value) -> SocketAddr {
+    value.as_str().unwrap_or_else(|| panic!("no address: {value}")).parse().unwrap()
+}
+
+/// A UDP service that answers each datagram with itself.
+fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind(ANY).unwrap();
+    let addr = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..len], from);
+        }
+    });
+    addr
+}
+
+fn application() -> UdpSocket {
+    let socket = UdpSocket::bind(ANY).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// One datagram there and back.
+fn assert_carried(app: &UdpSocket, near: SocketAddr, datagram: &[u8]) {
+    let mut buffer = vec![0; 1 << 16];
+    app.send_to(datagram, near).unwrap();
+    let (len, from) = app.recv_from(&mut buffer).expect("no answer");
+    assert_eq!(from, near);
+    assert_eq!(&buffer[..len], datagram);
+}
+
+/// A listening process on a port of the system's choice, and where it listens.
+fn listen(extra: &str) -> (Relay, SocketAddr) {
+    let relay = Relay::start(&format!("--json listen --tcp {ANY} --udp-forward {} {extra}", echo()));
+    let local_tcp = addr(&relay.event("listening")["local_tcp"][0]);
+    (relay, local_tcp)
+}
+
+/// A connecting process, and where applications send to.
+fn connect(far: SocketAddr, extra: &str) -> (Relay, SocketAddr) {
+    let relay = Relay::start(&format!("connect --json --tcp {far} --udp {ANY} {extra}"));
+    let local_udp = addr(&relay.event("session_started")["local_udp"]);
+    (relay, local_udp)
+}
+
+/// A TCP address that nobody has at the moment.
+fn free_port() -> SocketAddr {
+    TcpListener::bind(ANY).unwrap().local_addr().unwrap()
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn two_processes_carry_datagrams_and_say_so() {
+    let (far, far_tcp) = listen("");
+    let (near, near_udp) = connect(far_tcp, "");
+    let app = application();
+    for datagram in [&b"first"[..], b"", &[7; 9000]] {
+        assert_carried(&app, near_udp, datagram);
+    }
+    assert_eq!(addr(&near.event("source_appeared")["source"]), app.local_addr().unwrap());
+    assert_eq!(far.event("peer_connected")["child"], "listen");
+    for relay in [near, far] {
+        relay.signal("INT");
+        let ended = relay.end();
+        assert_eq!(ended.code, Some(0));
+        assert!(ended.stderr.is_empty(), "{:?}", ended.stderr);
+        let summary: Value = serde_json::from_str(ended.stdout.last().unwrap()).unwrap();
+        assert_eq!(summary["event"], "summary");
+        assert_eq!(summary["counters"]["to_tcp"], serde_json::json!({ "datagrams": 3, "bytes": 9005 }));
+        assert_eq!(summary["counters"]["to_udp"], summary["counters"]["to_tcp"]);
+    }
+}
+
+#[test]
+fn the_far_process_is_killed_and_comes_back_on_its_port() {
+    let (mut far, far_tcp) = listen("");
+    let (near, near_udp) = connect(far_tcp, "");
+    let app = application();
+    assert_carried(&app, near_udp, b"before");
+    far.child.kill().unwrap();
+    assert_eq!(near.event("peer_disconnected")["child"], "connect");
+    far.child.wait().unwrap();
+    let again = Relay::start(&format!("listen --tcp {far_tcp} --udp-forward {} --json", echo()));
+    again.event("listening");
+
+    let back = Instant::now();
+    app.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut buffer = [0; 16];
+    while !matches!(app.recv_from(&mut buffer), Ok((5, from)) if from == near_udp) {
+        assert!(back.elapsed() < PATIENCE, "the tunnel did not come back");
+        app.send_to(b"after", near_udp).unwrap();
+    }
+    assert_eq!(&buffer[..5], b"after");
+    assert_eq!(near.event("peer_connected")["peer"], far_tcp.to_string());
+}
+
+#[test]
+fn the_signals_close_in_order_with_a_summary() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Children inherit what `nohup` has done to this process: SIGHUP, number 1, is ignored.
+    let nohup = status
+        .lines()
+        .any(|line| line.starts_with("SigIgn:") && line.ends_with(['1', '3', '5', '7', '9', 'b', 'd', 'f']));
+    for name in if nohup { &["TERM", "INT"][..] } else { &["TERM", "INT", "HUP"] } {
+        let relay = Relay::start(&format!("listen --tcp {ANY} --udp {ANY}"));
+        let lines: Vec<_> = (0..2).map(|_| relay.stdout.recv_timeout(PATIENCE).unwrap()).collect();
+        assert!(lines[0].contains(" listen: started, send UDP to 127.0.0.1:"), "{lines:?}");
+        assert!(lines[1].contains(" listen: listening on TCP 127.0.0.1:"), "{lines:?}");
+        let told = Instant::now();
+        relay.signal(name);
+        let ended = relay.end();
+        assert!(told.elapsed() < CLOSING, "{name}: {:?}", told.elapsed());
+        assert_eq!(ended.code, Some(0), "{name}");
+        assert_eq!(ended.stdout.len(), 2, "{:?}", ended.stdout);
+        assert!(ended.stdout[0].ends_with(" listen: stopped"), "{:?}", ended.stdout);
+        assert!(ended.stdout[1].contains(" listen: summary: 0 connected, to TCP 0 "), "{:?}", ended.stdout);
+    }
+}
+
+#[test]
+fn sighup_is_left_alone_where_nohup_asked_for_it() {
+    let session = format!("listen --json --stats 100ms --tcp {ANY} --udp {ANY}");
+    let script = format!("trap '' HUP; exec {} {session}", env!("CARGO_BIN_EXE_actix-relay"));
+    let relay = Relay::of(Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()));
+    relay.event("stats");
+    relay.signal("HUP");
+    for _ in 0..4 {
+        relay.event("stats");
+    }
+    relay.signal("TERM");
+    assert_eq!(relay.end().code, Some(0));
+}
+
+/// A process whose stdout takes nothing, ready to be told to stop; the other end of its stdout.
+fn with_stuck_stdout() -> (Relay, UnixStream) {
+    let (unread, mut full) = UnixStream::pair().unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.write(&[b'\n'; 4096]).is_ok() {}
+    full.set_nonblocking(false).unwrap();
+    let args = format!("listen --tcp 0.0.0.0:0 --udp {ANY}");
+    let relay = Relay::start_with(args.split(' '), OwnedFd::from(full));
+    // The warning is the sign that it has started.
+    assert!(relay.stderr.recv_timeout(PATIENCE).unwrap().starts_with("warning: "));
+    (relay, unread)
+}
+
+#[test]
+fn a_stdout_that_nobody_reads_does_not_hold_up_the_end() {
+    let (relay, _unread) = with_stuck_stdout();
+    let told = Instant::now();
+    relay.signal("TERM");
+    assert_eq!(relay.end().code, Some(0));
+    assert!(told.elapsed() < CLOSING, "{:?}", told.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (relay, _unread) = with_stuck_stdout();
+    let told = Instant::now();
+    relay.signal("TERM");
+    relay.signal("INT");
+    assert_eq!(relay.end().code, Some(0));
+    // Closing in order takes 1.7 s here, because the last lines cannot be written.
+    assert!(told.elapsed() < Duration::from_millis(1500), "{:?}", told.elapsed());
+}
+
+#[test]
+fn a_closed_stdout_ends_it_in_order() {
+    let (reading, writing) = std::io::pipe().unwrap();
+    let args = format!("listen --json --stats 100ms --tcp {ANY} --udp {ANY}");
+    let relay = Relay::start_with(args.split(' '), writing);
+    let mut line = String::new();
+    BufReader::new(reading).read_line(&mut line).unwrap();
+    assert!(line.contains("session_started"), "{line}");
+    let ended = relay.end();
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stderr.is_empty(), "{:?}", ended.stderr);
+}
+
+#[test]
+fn a_port_in_use_is_named_in_one_line() {
+    let tcp = TcpListener::bind(ANY).unwrap();
+    let taken = tcp.local_addr().unwrap().to_string();
+    let named = [taken.as_str(), "session 'listen'", "in use"];
+    assert_one_error(&format!("listen --tcp {taken} --udp {ANY}"), 1, &named);
+    let udp = UdpSocket::bind(ANY).unwrap();
+    let taken = udp.local_addr().unwrap().to_string();
+    let named = [taken.as_str(), "session 'connect'", "in use"];
+    assert_one_error(&format!("connect --tcp {ANY}1 --udp {taken}"), 1, &named);
+}
+
+#[test]
+fn a_bad_argument_is_named_in_one_line() {
+    let udp = format!("--udp {ANY}");
+    for (args, named) in [
+        (String::new(), "subcommand"),
+        ("lisen".into(), "lisen"),
+        ("listen".into(), "--tcp"),
+        (format!("listen --tcp nowhere {udp}"), "nowhere"),
+        (format!("listen --tcp {ANY} {udp} --allow 10.0.0.0/40"), "10.0.0.0/40"),
+        (format!("listen --tcp {ANY} {udp} --max-peers 2"), "--max-peers"),
+        (format!("listen --tcp {ANY} {udp} --bind ::1"), "--bind"),
+        (format!("connect --tcp host {udp}"), "'host'"),
+        (format!("connect --tcp a:1 {udp} --source-idle 5"), "--source-idle"),
+        (format!("--fwmark 0xyz connect --tcp a:1 {udp}"), "0xyz"),
+        (format!("connect --tcp a:1 {udp} --max-queue-delay 0s"), "--max-queue-delay"),
+        (format!("connect --tcp a:1 {udp} --udp-forward 127.0.0.1:1"), "--udp-forward"),
+        (format!("connect --tcp a:1 {udp} -v -q"), "--quiet"),
+        ("run a.toml --app 127.0.0.1:1".into(), "--app"),
+        ("--congestion bbr check a.toml".into(), "--congestion"),
+    ] {
+        assert_one_error(&args, 2, &[named]);
+    }
+}
+
+const TWO_SESSIONS: &str = r#"
+[supervisor]
+workers = 2
+
+[[session]]
+name = "far"
+local_tcp = ["TCP"]
+udp_forward = "ECHO"
+
+[[session]]
+name = "near"
+remote = "TCP"
+local_udp = "127.0.0.1:0"
+"#;
+
+#[test]
+fn a_file_that_cannot_be_used_is_named_in_one_line() {
+    for command in ["run", "check"] {
+        assert_one_error(&format!("{command} /nowhere/a.toml"), 2, &["/nowhere/a.toml", "No such file"]);
+        for (text, line, what) in [
+            (TWO_SESSIONS.replace("workers", "wrokers"), "3:", "wrokers"),
+            (TWO_SESSIONS.replace("\"far\"", "\"far"), "6:", ""),
+            (TWO_SESSIONS.replace("near", "far"), "11:", "session 'far' already"),
+            ("[supervisor]".to_owned(), "", "no [[session]]"),
+        ] {
+            let file = file(&text.replace("TCP", "127.0.0.1:1").replace("ECHO", "127.0.0.1:2"));
+            let path = file.path().to_str().unwrap();
+            assert_one_error(&format!("{command} {path}"), 2, &[&format!("{path}:{line}"), what]);
+        }
+    }
+}
+
+#[test]
+fn a_file_is_checked_and_run() {
+    let text = TWO_SESSIONS.replace("TCP", &free_port().to_string()).replace("ECHO", &echo().to_string());
+    let file = file(&text);
+    let path = file.path().to_str().unwrap();
+    let checked = run(&format!("check {path}"));
+    assert_eq!((checked.code, checked.stdout), (Some(0), vec![format!("{path}: fine, 2 sessions")]));
+
+    let relay = Relay::start(&format!("--stats 1 run {path} --json"));
+    let near = loop {
+        let started = relay.event("session_started");
+        if started["child"] == "near" {
+            break addr(&started["local_udp"]);
+        }
+    };
+    assert_carried(&application(), near, b"by file");
+    relay.event("stats");
+    relay.signal("TERM");
+    let ended = relay.end();
+    assert_eq!(ended.code, Some(0));
+    let summaries = ended.stdout.iter().filter(|line| line.contains(r#""event":"summary""#));
+    assert_eq!(summaries.count(), 2, "{:?}", ended.stdout);
+}
+
+#[test]
+fn common_flags_are_taken_before_and_after_the_subcommand() {
+    let flags = "--json -v --stats 100ms --max-queue-delay 20ms --workers 1";
+    let session = format!("listen --tcp {ANY} --udp {ANY}");
+    for args in [format!("{flags} {session}"), format!("{session} {flags}")] {
+        let relay = Relay::start(&args);
+        relay.event("state_changed");
+        assert_eq!(relay.event("stats")["connected"], 0);
+    }
+}
+
+#[test]
+fn changes_of_state_are_said_when_asked_for_and_nothing_when_quiet() {
+    let said = |flag: &str| {
+        let relay = Relay::start(&format!("listen --tcp 0.0.0.0:0 --udp {ANY} {flag}"));
+        // The warning is the sign that it has started.
+        assert!(relay.stderr.recv_timeout(PATIENCE).unwrap().starts_with("warning: "));
+        relay.signal("TERM");
+        relay.end().stdout
+    };
+    let (normal, verbose) = (said(""), said("-v"));
+    assert_eq!(normal.len(), 4, "{normal:?}");
+    assert!(verbose.iter().any(|line| line.ends_with(" listen: listening")), "{verbose:?}");
+    assert!(verbose.len() > normal.len(), "{verbose:?}");
+    assert_eq!(said("-q"), Vec::<String>::new());
+}
+
+#[test]
+fn who_lets_everybody_in_is_warned_once() {
+    let warned = |extra: &str| {
+        let relay = Relay::start(&format!("listen --json --udp-forward 127.0.0.1:9 {extra}"));
+        relay.event("listening");
+        relay.signal("TERM");
+        relay.end().stderr
+    };
+    let warnings = warned("--tcp 0.0.0.0:0 0.0.0.0:0");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("warning: ") && warnings[0].contains("--allow"), "{warnings:?}");
+    assert!(warnings[0].contains("whoever reaches the port reaches the service"), "{warnings:?}");
+    for quiet in ["--tcp 0.0.0.0:0 --allow 10.0.0.0/8 192.0.2.7", "--tcp 127.0.0.1:0"] {
+        assert_eq!(warned(quiet), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn help_names_every_flag_and_gives_examples() {
+    let common = [
+        "--json",
+        "--verbose",
+        "-v",
+        "--quiet",
+        "-q",
+        "--stats",
+        "--max-queue-delay",
+        "--bind",
+        "--fwmark",
+        "--congestion",
+        "--app",
+        "--workers",
+        "Examples:",
+    ];
+    for (command, own) in [
+        ("", &["listen", "connect", "run", "check", "Exit codes", "RUST_LOG", "--version"][..]),
+        ("listen", &["--tcp", "--udp-forward", "--udp ", "--allow", "--max-peers"]),
+        ("connect", &["--tcp", "--udp-forward", "--udp ", "--max-sources", "--source-idle"]),
+        ("run", &["<FILE>", "[[session]]"]),
+        ("check", &["<FILE>", "[[session]]"]),
+    ] {
+        let help = run(&format!("{command} --help"));
+        assert_eq!(help.code, Some(0), "{command}");
+        assert!(help.stderr.is_empty(), "{:?}", help.stderr);
+        let text = help.stdout.join("\n");
+        let common = common.iter().filter(|name| **name != "Examples:" || own[0] != "<FILE>");
+        for name in common.chain(own) {
+            assert!(text.contains(name), "{command} --help does not name {name}:\n{text}");
+        }
+    }
+    let version = run("--version");
+    assert_eq!(
+        (version.code, version.stdout),
+        (Some(0), vec![format!("actix-relay {}", env!("CARGO_PKG_VERSION"))])
+    );
+}

@@ -1,5 +1,7 @@
 //! A panic in any actor ends that actor only; it is replaced, and the ports stay.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod support;
 
 use std::net::SocketAddr;

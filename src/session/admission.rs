@@ -11,7 +11,7 @@ pub(crate) const SILENT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Incumbent {
     /// When it was made or accepted.
     pub(crate) since: Instant,
-    /// When bytes last came over it or one of its predecessors.
+    /// When bytes last came over it.
     pub(crate) heard: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) enum Admission {
 /// that came after it.
 pub(crate) fn admit(now: Instant, came: Instant, incumbent: Option<Incumbent>) -> Admission {
     let Some(Incumbent { since, heard }) = incumbent else { return Admission::Admit };
-    match heard.filter(|heard| *heard >= since) {
+    match heard {
         None if came > since => Admission::Replace,
         None => Admission::Wait(came + SILENT_TIMEOUT),
         Some(heard) if now >= heard + SILENT_TIMEOUT => Admission::Replace,
@@ -50,7 +50,6 @@ mod tests {
         let came = heard;
         assert_eq!(admit(heard, came, None), Admission::Admit);
         assert_eq!(admit(heard, came, incumbent(None)), Admission::Replace);
-        assert_eq!(admit(heard, came, incumbent(Some(since - Duration::from_millis(1)))), Admission::Replace);
         let free = heard + SILENT_TIMEOUT;
         assert_eq!(admit(heard, came, incumbent(Some(heard))), Admission::Wait(free));
         assert_eq!(admit(free, came, incumbent(Some(heard))), Admission::Replace);

@@ -1,5 +1,11 @@
 //! What the integration tests share: an actix system, an observer of events, UDP parties.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test file uses its part"
+)]
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

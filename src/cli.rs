@@ -1,0 +1,426 @@
+//! The command: arguments or a file become a [`Plan`], the plan runs below a supervisor, events become lines.
+//!
+//! Everything that can end the program is an [`End`] in one channel; whatever came first decides the exit code.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use actix::prelude::*;
+use actix_relay::config::{ChildId, SessionConfig};
+use actix_relay::event::{Event, EventKind};
+use actix_relay::session::{GetSession, SessionInfo};
+use actix_relay::subscribers::Filter;
+use actix_relay::supervisor::{InSession, Shutdown, StartError, StartSession, Subscribe, SupervisorActor};
+use clap::Parser;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tracing_subscriber::EnvFilter;
+
+use crate::signals::Signals;
+use args::{Cli, Command, Common};
+use lines::Voice;
+use plan::{Plan, one_line};
+
+mod args;
+mod lines;
+mod plan;
+mod values;
+
+const EXIT_TOLD: i32 = 0;
+const EXIT_FAILED: i32 = 1;
+const EXIT_USAGE: i32 = 2;
+const EXIT_SUPERVISOR_DIED: i32 = 70;
+
+/// From the signal to the exit; what has not ended by then is cut off.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1700);
+/// Of that, for the sessions to say what they have carried, before they are told to stop …
+const SUMMARY_TIMEOUT: Duration = Duration::from_millis(250);
+/// … and at the end, for the last lines to be written.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
+const SUPERVISOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Lines that may wait for stdout; then the supervisor's fan-out counts what is missed.
+const LINES_CAPACITY: usize = 16;
+
+/// Why the program does not run, or does not run on.
+struct Failure {
+    code: i32,
+    message: String,
+}
+
+/// What ends the program.
+enum End {
+    /// By a signal, or nobody reads stdout any more.
+    Told,
+    AllGaveUp,
+    SupervisorDied,
+}
+
+/// Runs the command; the answer is the exit code.
+pub(crate) fn main() -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => return fail(&usage(&error)),
+        Err(help_or_version) => {
+            // Nobody left to be told that stdout is closed.
+            let _ = help_or_version.print();
+            return EXIT_TOLD;
+        }
+    };
+    run(cli).unwrap_or_else(|failure| fail(&failure))
+}
+
+fn fail(failure: &Failure) -> i32 {
+    to_stderr("error", &failure.message);
+    failure.code
+}
+
+/// Unlike `eprintln!`, does not panic when stderr is closed.
+fn to_stderr(kind: &str, message: &str) {
+    let _ = writeln!(io::stderr(), "{kind}: {message}");
+}
+
+/// The first paragraph of clap's message, without its usage.
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    wrong(one_line(first.strip_prefix("error: ").unwrap_or(first)))
+}
+
+fn wrong(message: String) -> Failure {
+    Failure { code: EXIT_USAGE, message }
+}
+
+fn run(cli: Cli) -> Result<i32, Failure> {
+    cli.refuse_what_has_no_meaning().map_err(wrong)?;
+    let Cli { common, command } = cli;
+    let (plan, hint) = match command {
+        Command::Listen(listen) => (listen.plan(&common).map_err(wrong)?, "--allow CIDR"),
+        Command::Connect(connect) => (connect.plan(&common).map_err(wrong)?, ""),
+        Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
+        Command::Check(args::File { file }) => {
+            let sessions = read(&file, &common)?.sessions.len();
+            return Ok(say_fine(&file, sessions, common.json));
+        }
+    };
+    start_logging(&common);
+    System::new().block_on(serve(plan, voice(&common), hint))
+}
+
+/// What is to be said to somebody who lets everybody in.
+fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
+    let (session, addr) = plan.open_to_anybody()?;
+    let open = format!("session '{}' listens on {addr} for anybody", session.name);
+    Some(format!("{open}: whoever reaches the port reaches the service; limit it with {hint}"))
+}
+
+fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
+    let name = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
+    let mut plan = Plan::from_toml(&text).map_err(|mistake| {
+        wrong(match mistake.line {
+            Some(line) => format!("{name}:{line}: {}", mistake.message),
+            None => format!("{name}: {}", mistake.message),
+        })
+    })?;
+    common.apply_to_supervisor(&mut plan.supervisor);
+    Ok(plan)
+}
+
+fn say_fine(file: &Path, sessions: usize, json: bool) -> i32 {
+    let file = file.display().to_string();
+    let line = if json {
+        serde_json::json!({ "file": file, "sessions": sessions }).to_string()
+    } else {
+        let plural = if sessions == 1 { "" } else { "s" };
+        format!("{file}: fine, {sessions} session{plural}")
+    };
+    let _ = writeln!(io::stdout(), "{line}");
+    EXIT_TOLD
+}
+
+fn voice(common: &Common) -> Voice {
+    match (common.json, common.quiet, common.verbose) {
+        (true, ..) => Voice::Json,
+        (_, true, _) => Voice::Quiet,
+        (_, _, 0) => Voice::Normal,
+        _ => Voice::Verbose,
+    }
+}
+
+fn start_logging(common: &Common) {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        (_, 2) => "debug",
+        _ => "trace",
+    };
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter =
+        EnvFilter::try_new(if wanted.is_empty() { level } else { &wanted }).unwrap_or_else(|error| {
+            to_stderr("warning", &format!("RUST_LOG is ignored: {}", one_line(&error.to_string())));
+            EnvFilter::new(level)
+        });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // It would report a closed stderr by a panicking `eprintln!`.
+        .log_internal_errors(false)
+        .init();
+}
+
+async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
+    let open = open_to_anybody(&plan, hint);
+    let (ends, mut end) = mpsc::channel(1);
+    let signals = Signals::new().map_err(|error| failed(format!("signal handlers: {error}")))?;
+    actix_rt::spawn(stop_on_signal(signals, ends.clone()));
+    let lines = start_stdout(&ends).map_err(|error| failed(format!("starting a thread: {error}")))?;
+
+    let supervisor = SupervisorActor::new(plan.supervisor).start();
+    let (tell_ended, ended) = mpsc::unbounded_channel();
+    let printer = Printer { voice, lines: lines.clone(), ended: tell_ended }.start();
+    let running = plan.sessions.iter().map(|session| session.name.clone()).collect();
+    let watcher = Watcher { running, ends: ends.clone() }.start();
+    for recipient in [printer.clone().recipient(), watcher.clone().recipient()] {
+        let _ = supervisor.send(Subscribe { recipient, filter: Filter::All }).await;
+    }
+    let mut house = House { voice, supervisor, started: Vec::new(), lines, ended };
+    for config in plan.sessions {
+        if let Err(failure) = house.start(config).await {
+            house.close().await;
+            return Err(failure);
+        }
+    }
+    if let Some(open) = open {
+        to_stderr("warning", &open);
+    }
+    actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
+    let end = end.recv().await;
+    house.close().await;
+    match end {
+        Some(End::Told) => Ok(EXIT_TOLD),
+        Some(End::AllGaveUp) => Err(failed("every session was given up".to_owned())),
+        Some(End::SupervisorDied) | None => Err(supervisor_died()),
+    }
+}
+
+fn failed(message: String) -> Failure {
+    Failure { code: EXIT_FAILED, message }
+}
+
+fn supervisor_died() -> Failure {
+    Failure { code: EXIT_SUPERVISOR_DIED, message: "the supervisor died, which is a bug".to_owned() }
+}
+
+/// The first signal closes in order, a second one at once.
+async fn stop_on_signal(mut signals: Signals, ends: mpsc::Sender<End>) {
+    signals.recv().await;
+    let _ = ends.try_send(End::Told);
+    signals.recv().await;
+    std::process::exit(EXIT_TOLD);
+}
+
+async fn watch_supervisor(supervisor: Addr<SupervisorActor>, ends: mpsc::Sender<End>) {
+    while supervisor.connected() {
+        tokio::time::sleep(SUPERVISOR_CHECK_INTERVAL).await;
+    }
+    let _ = ends.try_send(End::SupervisorDied);
+}
+
+/// What runs.
+struct House {
+    voice: Voice,
+    supervisor: Addr<SupervisorActor>,
+    started: Vec<ChildId>,
+    lines: mpsc::Sender<Line>,
+    /// The sessions whose last event has been printed.
+    ended: mpsc::UnboundedReceiver<ChildId>,
+}
+
+impl House {
+    async fn start(&mut self, config: SessionConfig) -> Result<(), Failure> {
+        let name = config.name.clone();
+        match self.supervisor.send(StartSession { config }).await {
+            Ok(Ok(_)) => {
+                self.started.push(name);
+                Ok(())
+            }
+            Ok(Err(StartError::Config(error))) => Err(wrong(error.to_string())),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(supervisor_died()),
+        }
+    }
+
+    /// Ends everything in order, with a last word on each session, within [`CLOSE_TIMEOUT`].
+    async fn close(mut self) {
+        let begin = Instant::now();
+        let last_lines = begin + CLOSE_TIMEOUT - LAST_LINES_TIMEOUT;
+        let infos = self.ask_sessions(begin + SUMMARY_TIMEOUT).await;
+        if let Ok(Ok(())) = timeout_at(last_lines, self.supervisor.send(Shutdown)).await {
+            let _ = timeout_at(last_lines, self.all_ended()).await;
+        }
+        let Self { voice, lines, .. } = self;
+        let time = SystemTime::now();
+        let write = async move {
+            for line in infos.iter().filter_map(|info| voice.summary(time, info)) {
+                let _ = lines.send(Line::Text(line)).await;
+            }
+            let (written, all_written) = oneshot::channel();
+            let _ = lines.send(Line::Flush(written)).await;
+            let _ = all_written.await;
+        };
+        let _ = timeout_at(begin + CLOSE_TIMEOUT, write).await;
+    }
+
+    async fn all_ended(&mut self) {
+        let mut waiting: HashSet<_> = self.started.iter().cloned().collect();
+        while !waiting.is_empty() {
+            match self.ended.recv().await {
+                Some(session) => waiting.remove(&session),
+                None => return,
+            };
+        }
+    }
+
+    /// All at once; one that hangs is left out.
+    async fn ask_sessions(&self, deadline: Instant) -> Vec<SessionInfo> {
+        let ask = |session: &ChildId| InSession { session: session.clone(), message: GetSession };
+        let asked: Vec<_> =
+            self.started.iter().map(|session| actix_rt::spawn(self.supervisor.send(ask(session)))).collect();
+        let mut infos = Vec::new();
+        for answer in asked {
+            if let Ok(Ok(Ok(Ok(info)))) = timeout_at(deadline, answer).await {
+                infos.push(info);
+            }
+        }
+        infos
+    }
+}
+
+/// Says when every session has been given up. Apart from [`Printer`], which a slow stdout holds up.
+struct Watcher {
+    running: HashSet<ChildId>,
+    ends: mpsc::Sender<End>,
+}
+
+impl Actor for Watcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<Event> for Watcher {
+    type Result = ();
+
+    fn handle(&mut self, event: Event, _: &mut Self::Context) {
+        let gave_up = matches!(event.kind, EventKind::GaveUp { .. });
+        if gave_up && self.running.remove(&event.child) && self.running.is_empty() {
+            let _ = self.ends.try_send(End::AllGaveUp);
+        }
+    }
+}
+
+/// Prints events.
+struct Printer {
+    voice: Voice,
+    lines: mpsc::Sender<Line>,
+    ended: mpsc::UnboundedSender<ChildId>,
+}
+
+impl Actor for Printer {
+    type Context = Context<Self>;
+}
+
+impl Handler<Event> for Printer {
+    /// Ready when stdout has room for more: until then the supervisor's fan-out keeps or counts what comes.
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, event: Event, _: &mut Self::Context) -> Self::Result {
+        let line = self.voice.line(&event);
+        let (lines, ended) = (self.lines.clone(), self.ended.clone());
+        Box::pin(async move {
+            if let Some(line) = line {
+                let _ = lines.send(Line::Text(line)).await;
+            }
+            if matches!(event.kind, EventKind::SessionStopped | EventKind::GaveUp { .. }) {
+                let _ = ended.send(event.child);
+            }
+        })
+    }
+}
+
+/// For the thread that writes to stdout, where a write may block for as long as nobody reads.
+enum Line {
+    Text(String),
+    /// To be answered when everything before it has been written.
+    Flush(oneshot::Sender<()>),
+}
+
+fn start_stdout(ends: &mpsc::Sender<End>) -> io::Result<mpsc::Sender<Line>> {
+    let (lines, to_write) = mpsc::channel(LINES_CAPACITY);
+    std::thread::Builder::new().name("stdout".into()).spawn(move || write_lines(to_write))?;
+    let (closed, ends) = (lines.clone(), ends.clone());
+    actix_rt::spawn(async move {
+        closed.closed().await;
+        let _ = ends.try_send(End::Told);
+    });
+    Ok(lines)
+}
+
+/// Ends when nobody can read what it writes; a full disk is another matter.
+fn write_lines(mut lines: mpsc::Receiver<Line>) {
+    let mut stdout = io::stdout().lock();
+    let mut failing = false;
+    while let Some(line) = lines.blocking_recv() {
+        match line {
+            Line::Text(text) => {
+                let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+                match &written {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return,
+                    Err(error) if !failing => {
+                        tracing::warn!(%error, "lines are lost: stdout takes none");
+                    }
+                    _ => {}
+                }
+                failing = written.is_err();
+            }
+            Line::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_relay::config::SupervisorConfig;
+
+    #[actix::test]
+    async fn a_dead_supervisor_is_noticed() {
+        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
+        let (ends, mut end) = mpsc::channel(1);
+        let watch = actix_rt::spawn(watch_supervisor(supervisor.clone(), ends));
+        supervisor.send(Shutdown).await.expect("it lives until then");
+        watch.await.expect("watching does not panic");
+        assert!(matches!(end.recv().await, Some(End::SupervisorDied)));
+    }
+
+    #[actix::test]
+    async fn only_when_the_last_session_is_given_up_is_it_over() {
+        let (ends, mut end) = mpsc::channel(1);
+        let running = ["a", "b"].map(ChildId::from).into();
+        let watcher = Watcher { running, ends }.start();
+        let gave_up = |child: &str| Event {
+            time: SystemTime::now(),
+            child: child.into(),
+            kind: EventKind::GaveUp { reason: "why".into() },
+        };
+        for child in ["a", "a"] {
+            watcher.send(gave_up(child)).await.expect("it lives");
+        }
+        assert!(end.try_recv().is_err());
+        watcher.send(gave_up("b")).await.expect("it lives");
+        assert!(matches!(end.try_recv(), Ok(End::AllGaveUp)));
+    }
+}

@@ -1,0 +1,339 @@
+//! What may stand on the command line, and the configuration it stands for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use actix_relay::config::{ConfigError, Remote, SessionConfig, SupervisorConfig};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use ipnet::IpNet;
+
+use super::plan::Plan;
+use super::values::{addr, allowed, delay, fwmark, interval, workers};
+
+const EXAMPLES: &str = "\
+Examples:
+  A UDP service on this machine, for peers that come by TCP:
+    actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
+  Its far side: applications here send to 127.0.0.1:51820 instead:
+    actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
+  Any number of sessions, described in a file:
+    actix-relay check relay.toml && actix-relay run relay.toml --json
+
+Exit codes: 0 told to stop; 1 the start failed, or every session was given up; 2 bad arguments or
+configuration; 70 the supervisor itself died (a bug). RUST_LOG selects log lines (on stderr) by module.";
+
+const LISTEN_EXAMPLES: &str = "\
+Examples:
+  actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
+  actix-relay listen --tcp '[::]:443' --udp-forward 127.0.0.1:53 --max-peers 100
+  actix-relay listen --tcp 0.0.0.0:4433 --udp 127.0.0.1:5000 --app 127.0.0.1:5001";
+
+const CONNECT_EXAMPLES: &str = "\
+Examples:
+  actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
+  actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820 --fwmark 0x6c --congestion bbr
+  actix-relay connect --tcp '[2001:db8::1]:443' --udp-forward 127.0.0.1:53";
+
+const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionConfig of the crate's documentation):
+  [supervisor]                          # may be left out
+  workers = 2
+  stats_interval = "60s"
+
+  [[session]]
+  name = "vpn"
+  remote = "vpn.example.org:4433"       # call it; or local_tcp = ["0.0.0.0:4433"] to be called
+  local_udp = "127.0.0.1:51820"         # or udp_forward = "127.0.0.1:51820"
+  max_queue_delay = "50ms""#;
+
+/// Carries UDP where only TCP gets through: datagrams go in here, through a TCP connection, and out there.
+#[derive(Debug, Parser)]
+#[command(name = "actix-relay", version, after_help = EXAMPLES, arg_required_else_help = false)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What is accepted before and after the subcommand.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Common options")]
+pub(super) struct Common {
+    /// Print events as JSON, one object a line, all of them
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Log more (-v info, -vv debug, -vvv trace) and print changes of state too
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Print and log only what is wrong for good
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// Report counters this often, in seconds (or as 500ms, 1m); 0: never
+    #[arg(long, global = true, value_name = "SECS", value_parser = interval)]
+    stats: Option<Duration>,
+    /// Drop a datagram that has waited longer than this for TCP to take it [default: 50ms]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = delay)]
+    max_queue_delay: Option<Duration>,
+    /// Local address of outgoing TCP connections (with connect)
+    #[arg(long, global = true, value_name = "IP")]
+    bind: Option<IpAddr>,
+    /// SO_MARK of the TCP sockets, decimal or 0x…: keeps a VPN's tunnel out of the VPN (Linux)
+    #[arg(long, global = true, value_name = "N", value_parser = fwmark)]
+    fwmark: Option<u32>,
+    /// Congestion control of the TCP sockets, such as bbr (Linux)
+    #[arg(long, global = true, value_name = "NAME")]
+    congestion: Option<String>,
+    /// Address of the local application, where the far side speaks first (with --udp)
+    #[arg(long, global = true, value_name = "ADDR", value_parser = addr)]
+    app: Option<SocketAddr>,
+    /// Threads for the sessions, 0 to 256 [default: the number of cores]
+    #[arg(long, global = true, value_name = "N", value_parser = workers)]
+    workers: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Wait for peers that come by TCP
+    #[command(after_help = LISTEN_EXAMPLES)]
+    Listen(Listen),
+    /// Call a peer by TCP, again and again when the connection is lost
+    #[command(after_help = CONNECT_EXAMPLES)]
+    Connect(Connect),
+    /// Run the sessions that a TOML file describes
+    #[command(after_help = FILE_EXAMPLE)]
+    Run(File),
+    /// Say whether a TOML file is fine, or what is wrong with it and where
+    #[command(after_help = FILE_EXAMPLE)]
+    Check(File),
+}
+
+/// The UDP side.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Udp {
+    /// Datagrams go to the UDP service at this address, for each peer from a port of its own
+    #[arg(long, value_name = "ADDR", value_parser = addr)]
+    udp_forward: Option<SocketAddr>,
+    /// Local applications send to this address and are answered from it
+    #[arg(long, value_name = "ADDR", value_parser = addr)]
+    udp: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Listen {
+    /// Where to wait for peers, as IP:PORT; up to 16 addresses
+    #[arg(long, value_name = "ADDR", num_args = 1.., required = true, value_parser = addr)]
+    tcp: Vec<SocketAddr>,
+    #[command(flatten)]
+    udp: Udp,
+    /// Let in only peers from these networks; 0.0.0.0/0 and ::/0 say everybody
+    #[arg(long, value_name = "CIDR", num_args = 1.., value_parser = allowed)]
+    allow: Vec<IpNet>,
+    /// How many peers at once [default: 1024 with --udp-forward, 1 with --udp]
+    #[arg(long, value_name = "N")]
+    max_peers: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connect {
+    /// Whom to call, as HOST:PORT; a name is resolved again for each attempt
+    #[arg(long, value_name = "HOST:PORT")]
+    tcp: Remote,
+    #[command(flatten)]
+    udp: Udp,
+    /// How many applications may send at once, each over a connection of its own [default: 64]
+    #[arg(long, value_name = "N", conflicts_with = "udp_forward")]
+    max_sources: Option<usize>,
+    /// Forget an application that has been silent for this long [default: 300s]
+    #[arg(long, value_name = "DURATION", value_parser = delay, conflicts_with = "udp_forward")]
+    source_idle: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct File {
+    /// The TOML file
+    pub(super) file: PathBuf,
+}
+
+impl Cli {
+    /// Refuses what would be ignored otherwise.
+    pub(super) fn refuse_what_has_no_meaning(&self) -> Result<(), String> {
+        if self.common.quiet && self.common.verbose > 0 {
+            return Err("--quiet and --verbose exclude each other".into());
+        }
+        match (&self.command, &self.common) {
+            (Command::Listen(_), Common { bind: Some(_), .. }) => {
+                Err("--bind is for outgoing connections, listen makes none: --tcp says where it listens"
+                    .into())
+            }
+            (Command::Run(_), common) => common.refuse_flags_of_a_session("run"),
+            (Command::Check(_), common) => common.refuse_flags_of_a_session("check"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Common {
+    fn refuse_flags_of_a_session(&self, command: &str) -> Result<(), String> {
+        let given = [
+            ("--max-queue-delay", self.max_queue_delay.is_some()),
+            ("--bind", self.bind.is_some()),
+            ("--fwmark", self.fwmark.is_some()),
+            ("--congestion", self.congestion.is_some()),
+            ("--app", self.app.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => {
+                let field = field_of(flag);
+                Err(format!("{flag} goes with listen and connect; {command} takes {field} from its FILE"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn apply_to_session(&self, config: &mut SessionConfig) {
+        config.max_queue_delay = self.max_queue_delay.unwrap_or(config.max_queue_delay);
+        config.bind = self.bind;
+        config.fwmark = self.fwmark;
+        config.congestion.clone_from(&self.congestion);
+        config.app = self.app;
+    }
+
+    pub(super) fn apply_to_supervisor(&self, config: &mut SupervisorConfig) {
+        config.workers = self.workers.unwrap_or(config.workers);
+        config.stats_interval = self.stats.unwrap_or(config.stats_interval);
+    }
+
+    /// The plan of one session whose fields were given as flags.
+    fn plan(&self, mut session: SessionConfig, udp: &Udp) -> Result<Plan, String> {
+        session.local_udp = udp.udp;
+        session.udp_forward = udp.udp_forward;
+        self.apply_to_session(&mut session);
+        session.validate().map_err(|error| in_flags(&error))?;
+        let mut supervisor = SupervisorConfig::default();
+        self.apply_to_supervisor(&mut supervisor);
+        Ok(Plan { sessions: vec![session], supervisor })
+    }
+}
+
+impl Listen {
+    pub(super) fn plan(self, common: &Common) -> Result<Plan, String> {
+        let mut session = SessionConfig::new("listen");
+        session.local_tcp = self.tcp;
+        session.allow = self.allow;
+        session.max_peers = self.max_peers;
+        common.plan(session, &self.udp)
+    }
+}
+
+impl Connect {
+    pub(super) fn plan(self, common: &Common) -> Result<Plan, String> {
+        let mut session = SessionConfig::connect("connect", self.tcp);
+        session.max_sources = self.max_sources.unwrap_or(session.max_sources);
+        session.source_idle = self.source_idle.unwrap_or(session.source_idle);
+        common.plan(session, &self.udp)
+    }
+}
+
+fn field_of(flag: &str) -> String {
+    flag.trim_start_matches('-').replace('-', "_")
+}
+
+/// The same complaint in the words of the command line.
+fn in_flags(error: &ConfigError) -> String {
+    let ConfigError::Invalid { field, why, .. } = error else { return error.to_string() };
+    let flag = match *field {
+        "local_tcp" => "--tcp".to_owned(),
+        "local_udp" => "--udp".to_owned(),
+        other => format!("--{}", other.replace('_', "-")),
+    };
+    format!("{flag} {}", why.replace("local_udp", "--udp").replace("udp_forward", "--udp-forward"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    fn session(line: &str) -> Result<SessionConfig, String> {
+        let cli = parse(line);
+        cli.refuse_what_has_no_meaning()?;
+        let plan = match cli.command {
+            Command::Listen(listen) => listen.plan(&cli.common),
+            Command::Connect(connect) => connect.plan(&cli.common),
+            other => panic!("{other:?}"),
+        };
+        Ok(plan?.sessions.remove(0))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn common_flags_mean_the_same_before_and_after_the_subcommand() {
+        let flags =
+            "--max-queue-delay 20ms --bind 127.0.0.1 --fwmark 0x10 --congestion bbr --app 127.0.0.1:7";
+        let rest = "connect --tcp example.org:1 --udp 127.0.0.1:0";
+        let before = session(&format!("actix-relay {flags} {rest}")).unwrap();
+        let after = session(&format!("actix-relay {rest} {flags}")).unwrap();
+        assert_eq!(before, after);
+        assert_eq!(before.max_queue_delay, Duration::from_millis(20));
+        assert_eq!(before.fwmark, Some(16));
+        assert_eq!(before.app, Some("127.0.0.1:7".parse().unwrap()));
+    }
+
+    #[test]
+    fn several_addresses_and_networks_are_taken() {
+        let line = "actix-relay listen --tcp 127.0.0.1:1 [::1]:2 --allow 10.0.0.0/8 192.0.2.7 \
+                    --udp-forward 127.0.0.1:53 --max-peers 3";
+        let session = session(line).unwrap();
+        assert_eq!(session.local_tcp.len(), 2);
+        assert_eq!(session.allow, ["10.0.0.0/8".parse().unwrap(), "192.0.2.7/32".parse().unwrap()]);
+        assert_eq!(session.max_peers, Some(3));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_by_its_flag() {
+        for (line, expected) in [
+            ("listen --tcp 127.0.0.1:1 --udp 127.0.0.1:0 --max-peers 2", "--max-peers is 1 with --udp: "),
+            ("connect --tcp a:1 --udp-forward 127.0.0.1:0", "--udp-forward must name"),
+            ("connect --tcp a:1 --udp-forward 127.0.0.1:1 --app 127.0.0.1:2", "--app goes with --udp: "),
+            ("listen --tcp 127.0.0.1:1 --udp 127.0.0.1:0 --bind 127.0.0.1", "--bind is for outgoing"),
+            ("-v connect --tcp a:1 --udp 127.0.0.1:0 -q", "--quiet and --verbose"),
+        ] {
+            let error = session(&format!("actix-relay {line}")).unwrap_err();
+            assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_not_overruled_silently() {
+        for flag in
+            ["--bind ::1", "--fwmark 1", "--congestion bbr", "--app 127.0.0.1:1", "--max-queue-delay 1s"]
+        {
+            for command in ["run", "check"] {
+                let error = parse(&format!("actix-relay {flag} {command} a.toml"))
+                    .refuse_what_has_no_meaning()
+                    .unwrap_err();
+                assert!(error.starts_with(flag.split(' ').next().unwrap()), "{error}");
+            }
+        }
+        let allowed = parse("actix-relay run a.toml --json -v --stats 5 --workers 1");
+        assert_eq!(allowed.refuse_what_has_no_meaning(), Ok(()));
+    }
+
+    #[test]
+    fn one_udp_side_is_needed_and_only_one() {
+        for rest in ["", " --udp 127.0.0.1:1 --udp-forward 127.0.0.1:2"] {
+            for line in ["listen --tcp 127.0.0.1:1", "connect --tcp a:1"] {
+                assert!(Cli::try_parse_from(format!("actix-relay {line}{rest}").split(' ')).is_err());
+            }
+        }
+    }
+}

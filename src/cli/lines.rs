@@ -1,0 +1,101 @@
+//! How events and summaries are said on stdout.
+
+use std::time::SystemTime;
+
+use actix_relay::config::ChildId;
+use actix_relay::counters::Counters;
+use actix_relay::event::{Event, EventKind};
+use actix_relay::session::{SessionInfo, SessionState};
+use serde::Serialize;
+
+/// Which events are printed, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Voice {
+    /// All, one JSON object a line.
+    Json,
+    /// `-v`: all, for people.
+    Verbose,
+    /// All but changes of state, which the other events imply.
+    Normal,
+    /// `-q`: only what somebody has to do something about.
+    Quiet,
+}
+
+/// The last word on a session.
+#[derive(Serialize)]
+struct Summary<'a> {
+    time: String,
+    child: &'a ChildId,
+    event: &'static str,
+    connected: usize,
+    counters: Counters,
+}
+
+impl Voice {
+    /// The line for an event, if it is to be printed.
+    pub(super) fn line(self, event: &Event) -> Option<String> {
+        let printed = match self {
+            Self::Json => return Some(json(event)),
+            Self::Verbose => true,
+            Self::Normal => !matches!(event.kind, EventKind::StateChanged { .. }),
+            Self::Quiet => matches!(
+                event.kind,
+                EventKind::GaveUp { .. } | EventKind::ActorPanicked { .. } | EventKind::AcceptPaused { .. }
+            ),
+        };
+        printed.then(|| event.to_string())
+    }
+
+    /// The closing line for a session as it was at `time`.
+    pub(super) fn summary(self, time: SystemTime, info: &SessionInfo) -> Option<String> {
+        let connected = info.links.iter().filter(|link| link.state == SessionState::Connected).count();
+        let time = humantime::format_rfc3339_millis(time);
+        let counters = info.counters;
+        match self {
+            Self::Quiet => None,
+            Self::Json => Some(json(&Summary {
+                time: time.to_string(),
+                child: &info.name,
+                event: "summary",
+                connected,
+                counters,
+            })),
+            Self::Normal | Self::Verbose => {
+                let sums = EventKind::Stats { connected, counters };
+                Some(format!("{time} {}: summary: {sums}", info.name))
+            }
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("events hold nothing that JSON lacks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: EventKind) -> Event {
+        Event { time: SystemTime::UNIX_EPOCH, child: "a".into(), kind }
+    }
+
+    #[test]
+    fn each_voice_says_its_part() {
+        let changed = event(EventKind::StateChanged { state: SessionState::Idle });
+        let stopped = event(EventKind::SessionStopped);
+        let gave_up = event(EventKind::GaveUp { reason: "why".into() });
+        for (voice, said) in [
+            (Voice::Json, [true, true, true]),
+            (Voice::Verbose, [true, true, true]),
+            (Voice::Normal, [false, true, true]),
+            (Voice::Quiet, [false, false, true]),
+        ] {
+            let lines = [&changed, &stopped, &gave_up].map(|event| voice.line(event).is_some());
+            assert_eq!(lines, said, "{voice:?}");
+        }
+        assert_eq!(Voice::Normal.line(&stopped).unwrap(), stopped.to_string());
+        let parsed: serde_json::Value = serde_json::from_str(&Voice::Json.line(&changed).unwrap()).unwrap();
+        assert_eq!(parsed["event"], "state_changed");
+    }
+}

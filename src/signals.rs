@@ -1,0 +1,69 @@
+//! The signals that tell the program to stop.
+
+use std::io;
+#[cfg(unix)]
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM, SIGINT (Ctrl-C) and, where nobody has asked for it to be ignored, SIGHUP.
+#[cfg(unix)]
+#[derive(Debug)]
+pub(crate) struct Signals(Vec<Signal>);
+
+#[cfg(unix)]
+impl Signals {
+    /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves.
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
+        if !is_ignored(SignalKind::hangup()) {
+            kinds.push(SignalKind::hangup());
+        }
+        kinds.into_iter().map(signal).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The next signal.
+    pub(crate) async fn recv(&mut self) {
+        poll_fn(|cx| self.poll_recv(cx)).await;
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Not all of them at once: a second signal must not hide behind the first.
+        let came = self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Whether the program was started with this signal ignored, as `nohup` does. Where the system does not say
+/// so in /proc, no.
+#[cfg(unix)]
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+/// Ctrl-C.
+#[cfg(not(unix))]
+#[derive(Debug)]
+pub(crate) struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    /// To be called in a tokio runtime.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// The next Ctrl-C.
+    pub(crate) async fn recv(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
