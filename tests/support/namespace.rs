@@ -4,11 +4,13 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace. It lives as long as this value and the sockets made in it.
-pub struct Namespace(File);
+/// A network namespace. It lives as long as these values and the sockets made in it.
+#[derive(Clone)]
+pub struct Namespace(Arc<File>);
 
 impl Namespace {
     /// # Errors
@@ -19,7 +21,7 @@ impl Namespace {
             run("ip", "link set lo up")?;
             File::open("/proc/thread-self/ns/net").map_err(|error| error.to_string())
         });
-        made.join().unwrap().map(Self)
+        made.join().unwrap().map(|file| Self(Arc::new(file)))
     }
 
     /// For commands of other namespaces.
