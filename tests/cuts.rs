@@ -1,4 +1,5 @@
 //! The TCP connection is lost, the far side is not there yet or no more: the tunnel comes back by itself.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 
@@ -40,7 +41,8 @@ impl Tunnel {
         let info = self.house.info("near").await;
         assert_eq!(info.local_udp, Some(self.entry), "the UDP port stays the same");
         for event in self.house.reported() {
-            let restarted = matches!(event.kind, EventKind::SessionStarted { .. } | EventKind::ActorPanicked { .. });
+            let restarted =
+                matches!(event.kind, EventKind::SessionStarted { .. } | EventKind::ActorPanicked { .. });
             assert!(!restarted, "the session lives on: {event}");
         }
         assert_ne!(self.echo.addr, self.entry);
@@ -148,7 +150,9 @@ async fn first_datagrams_wait_in_order_while_the_connection_is_being_made() {
     let at = listener.local_addr().unwrap();
     let listener = listener.listen(0).unwrap();
     let mut fillers = Vec::new();
-    while let Ok(filler) = tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(at)).await {
+    while let Ok(filler) =
+        tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(at)).await
+    {
         fillers.push(filler.unwrap());
     }
     let entry = house.local(SessionConfig::connect("near", at).local_udp(any())).await;

@@ -1,5 +1,6 @@
 //! No descriptors left: the listener rests and recovers. In a process of its own, whose limit it lowers.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 

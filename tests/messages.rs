@@ -1,4 +1,5 @@
 //! What a program tells a session and a supervisor while they run, and what it is told.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 
@@ -11,7 +12,8 @@ use actix_relay::event::{Cause, Event, EventKind};
 use actix_relay::session::{Connect, Disconnect, Listen, SessionState};
 use actix_relay::subscribers::Filter;
 use actix_relay::supervisor::{
-    GetSessions, InSession, NoSession, Shutdown, StartError, StartSession, StopSession, Subscribe, Unsubscribe,
+    GetSessions, InSession, NoSession, Shutdown, StartError, StartSession, StopSession, Subscribe,
+    Unsubscribe,
 };
 use support::{
     Echo, House, any, echoed_once, patient, receive, soon, udp, until_echoed, vacant_tcp, vacant_udp,
@@ -240,7 +242,8 @@ async fn a_stopped_session_frees_its_ports_and_its_name() {
 
 #[actix::test]
 async fn what_cannot_be_started_says_why() {
-    let (house, taken_tcp, taken_udp) = (House::new().await, TcpListener::bind(any()).await.unwrap(), udp().await);
+    let (house, taken_tcp, taken_udp) =
+        (House::new().await, TcpListener::bind(any()).await.unwrap(), udp().await);
     let (tcp, udp) = (taken_tcp.local_addr().unwrap(), taken_udp.local_addr().unwrap());
     let error = house.refusal(SessionConfig::listen("a", tcp).udp_forward(vacant_udp())).await;
     assert!(matches!(error, StartError::Socket { .. }), "{error}");

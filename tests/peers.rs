@@ -1,4 +1,5 @@
 //! Who connects to the TCP port: programs of other makes, strangers, knockers, and those who send junk.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 

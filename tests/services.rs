@@ -1,4 +1,5 @@
 //! The UDP programs at either end come, go, and come back on other ports; the TCP connection stays.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 

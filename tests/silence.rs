@@ -1,4 +1,5 @@
 //! The network says nothing, or too little: what waits is bounded, what is dead is noticed, names are asked anew.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 
@@ -101,10 +102,12 @@ async fn a_peer_that_never_reads_is_dead_in_the_end() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
+    let began = std::time::Instant::now();
     tokio::select! {
         cause = house.disconnected("near") => assert_eq!(cause, Cause::Broken),
         () = flood => {}
     }
+    eprintln!("dead after {:?}", began.elapsed());
     drop(peer);
     house.shutdown().await;
 }
@@ -263,7 +266,8 @@ async fn a_service_that_floods_a_silent_network_is_bounded_too() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    let full = narrow.house.info_when("far", "the queue is full", |info| info.counters.drops.queue_full > 0).await;
+    let full =
+        narrow.house.info_when("far", "the queue is full", |info| info.counters.drops.queue_full > 0).await;
     eprintln!("dropped {:?}", full.counters.drops);
     narrow.proxy.set(Mode::Open);
     let mut seen = BTreeSet::new();
@@ -286,10 +290,7 @@ async fn a_service_that_floods_a_silent_network_is_bounded_too() {
 
 /// A program's own /etc/hosts, on a thread of its own.
 #[cfg(target_os = "linux")]
-fn with_own_hosts(
-    test: &str,
-    work: impl FnOnce(std::path::PathBuf) + Send + 'static,
-) {
+fn with_own_hosts(test: &str, work: impl FnOnce(std::path::PathBuf) + Send + 'static) {
     use nix::sched::{CloneFlags, unshare};
     use support::namespace::{run, skipped};
 
@@ -350,7 +351,8 @@ fn the_addresses_of_a_name_race_and_one_that_works_wins() {
             let at = SocketAddr::new(support::own_ip(), 0);
             let far = house.listen(SessionConfig::listen("far", at).udp_forward(echo.addr)).await;
             // Nobody listens at the first two; the third is this test's own.
-            let lines = format!("::1 relay.test\n{} relay.test\n{} relay.test\n", support::own_ip(), far.ip());
+            let lines =
+                format!("::1 relay.test\n{} relay.test\n{} relay.test\n", support::own_ip(), far.ip());
             std::fs::write(&hosts, lines).unwrap();
             let remote: actix_relay::config::Remote = format!("relay.test:{}", far.port()).parse().unwrap();
             let entry = house.local(SessionConfig::connect("near", remote).local_udp(any())).await;

@@ -1,4 +1,5 @@
 //! Many applications send to one local UDP port; each has its own connection and its own answers.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 mod support;
 
@@ -68,7 +69,10 @@ async fn sources_beyond_the_limit_are_refused_and_counted() {
         echoed_once(app, entry, b"still served").await;
     }
     let again = house.reported();
-    assert!(!again.iter().any(|event| matches!(event.kind, EventKind::SourceRefused { .. })), "once a second");
+    assert!(
+        !again.iter().any(|event| matches!(event.kind, EventKind::SourceRefused { .. })),
+        "once a second"
+    );
     house.shutdown().await;
 }
 

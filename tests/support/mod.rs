@@ -113,7 +113,12 @@ impl House {
     }
 
     /// What no event tells, asked for again and again.
-    pub async fn info_when(&self, session: &str, what: &str, is_so: impl Fn(&SessionInfo) -> bool) -> SessionInfo {
+    pub async fn info_when(
+        &self,
+        session: &str,
+        what: &str,
+        is_so: impl Fn(&SessionInfo) -> bool,
+    ) -> SessionInfo {
         soon(what, async {
             loop {
                 let info = self.info(session).await;

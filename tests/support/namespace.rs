@@ -72,10 +72,14 @@ impl Cable {
             right.path().display()
         );
         left.spawn(move || run("ip", &add)).join().unwrap()?;
-        for command in ["addr add 10.7.0.1/24 dev cable", "addr add fd07::1/64 dev cable nodad", "link set cable up"] {
+        for command in
+            ["addr add 10.7.0.1/24 dev cable", "addr add fd07::1/64 dev cable nodad", "link set cable up"]
+        {
             left.ip(command)?;
         }
-        for command in ["addr add 10.7.0.2/24 dev cable", "addr add fd07::2/64 dev cable nodad", "link set cable up"] {
+        for command in
+            ["addr add 10.7.0.2/24 dev cable", "addr add fd07::2/64 dev cable nodad", "link set cable up"]
+        {
             right.ip(command)?;
         }
         Ok(Self { left, right })

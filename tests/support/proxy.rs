@@ -114,7 +114,9 @@ async fn serve(
             // Whoever closes with unread bytes resets: their end is awaited first.
             for stream in [&mut near, &mut far] {
                 let mut rest = vec![0; 1 << 16];
-                let end = async { while matches!(tokio::io::AsyncReadExt::read(stream, &mut rest).await, Ok(1..)) {} };
+                let end = async {
+                    while matches!(tokio::io::AsyncReadExt::read(stream, &mut rest).await, Ok(1..)) {}
+                };
                 let _ = tokio::time::timeout(Duration::from_secs(1), end).await;
             }
         }
@@ -138,7 +140,9 @@ async fn pump(from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut mode: watch::Receiv
             Err(_) => return,
             Ok(len) => len,
         };
-        if mode.wait_for(|mode| *mode != Mode::Silent).await.is_err() || to.write_all(&buffer[..len]).await.is_err() {
+        if mode.wait_for(|mode| *mode != Mode::Silent).await.is_err()
+            || to.write_all(&buffer[..len]).await.is_err()
+        {
             return;
         }
         if let Mode::Slow(rate) = now {
