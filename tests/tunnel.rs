@@ -1,5 +1,7 @@
 //! Datagrams go through the tunnel and back, whole, whatever their size.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod support;
 
 use actix_relay::config::SessionConfig;
