@@ -76,12 +76,8 @@ impl RelaySessionActor {
                 let error = error.to_string();
                 self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
             }
-            Incoming::Peer { stream, peer, resumed } => {
-                if resumed {
-                    self.reporter.report(EventKind::AcceptResumed { local_tcp: listener });
-                }
-                self.on_peer(stream, peer, ctx);
-            }
+            Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp: listener }),
+            Incoming::Peer(stream, peer) => self.on_peer(stream, peer, ctx),
         }
     }
 

@@ -180,7 +180,7 @@ pub enum EventKind {
         /// Why, in a sentence.
         reason: String,
     },
-    /// The session was stopped as told.
+    /// The session has ended, as told or given up: its last event.
     SessionStopped,
     /// The counters so far, every `stats_interval`.
     Stats {
@@ -189,7 +189,8 @@ pub enum EventKind {
         /// Since the session was first started, restarts included.
         counters: Counters,
     },
-    /// This subscriber was too slow and lost events.
+    /// This subscriber was too slow and lost events (of any session: the event's child is `supervisor`), or the
+    /// supervisor was too busy to hear all of a session's.
     Missed {
         /// How many.
         count: u64,
@@ -273,6 +274,9 @@ struct Retry(Option<Duration>);
 impl fmt::Display for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
+            Some(wait) if wait < Duration::from_secs(1) => {
+                write!(f, "; next attempt in {} ms", wait.as_millis())
+            }
             Some(wait) => write!(f, "; next attempt in {:.1} s", wait.as_secs_f64()),
             None => Ok(()),
         }

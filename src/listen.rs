@@ -19,14 +19,11 @@ const LAST_REST: Duration = Duration::from_secs(1);
 /// What a listener has to say.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    Peer {
-        stream: TcpStream,
-        peer: SocketAddr,
-        /// The first one after a rest.
-        resumed: bool,
-    },
+    Peer(TcpStream, SocketAddr),
     /// It rests and will try again by itself.
     Paused(io::Error),
+    /// The rest is over.
+    Resumed,
 }
 
 /// Accepts connections; rests while the system is out of descriptors or memory.
@@ -35,30 +32,44 @@ pub(crate) struct Listener {
     tcp: TcpListener,
     local: SocketAddr,
     rest: Option<(Pin<Box<Sleep>>, Duration)>,
+    /// Accepted with the call that ended a rest; told after that.
+    held: Option<(TcpStream, SocketAddr)>,
 }
 
 impl Listener {
     pub(crate) fn new(tcp: std::net::TcpListener) -> io::Result<Self> {
         let tcp = TcpListener::from_std(tcp)?;
-        Ok(Self { local: tcp.local_addr()?, tcp, rest: None })
+        Ok(Self { local: tcp.local_addr()?, tcp, rest: None, held: None })
     }
 
     pub(crate) fn local(&self) -> SocketAddr {
         self.local
     }
 
+    /// A call that the system did not refuse for want of something ends a rest.
+    fn resumed(&mut self) -> Option<Incoming> {
+        self.rest.take().map(|_| Incoming::Resumed)
+    }
+
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Incoming> {
+        if let Some((stream, peer)) = self.held.take() {
+            return Poll::Ready(Incoming::Peer(stream, peer));
+        }
         loop {
             if let Some((sleep, _)) = &mut self.rest {
                 ready!(sleep.as_mut().poll(cx));
             }
-            match ready!(self.tcp.poll_accept(cx)) {
-                Ok((stream, peer)) => {
-                    let resumed = self.rest.take().is_some();
-                    return Poll::Ready(Incoming::Peer { stream, peer, resumed });
+            match self.tcp.poll_accept(cx) {
+                Poll::Pending => return self.resumed().map_or(Poll::Pending, Poll::Ready),
+                Poll::Ready(Ok((stream, peer))) => {
+                    let Some(resumed) = self.resumed() else {
+                        return Poll::Ready(Incoming::Peer(stream, peer));
+                    };
+                    self.held = Some((stream, peer));
+                    return Poll::Ready(resumed);
                 }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
+                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
+                Poll::Ready(Err(error)) => {
                     let wait = self.rest.as_ref().map_or(FIRST_REST, |(_, wait)| (*wait * 2).min(LAST_REST));
                     let first = self.rest.is_none();
                     self.rest = Some((Box::pin(tokio::time::sleep(wait)), wait));

@@ -35,6 +35,9 @@ impl Sockets {
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
         let sockets = Self::default();
         sockets.set_remote(config.remote.clone());
+        if config.remote.is_some() {
+            TcpOptions::from(config).check()?;
+        }
         if let Some(addr) = config.local_udp {
             sockets.lock().udp = Some(sockopt::bind_udp(addr)?);
         }

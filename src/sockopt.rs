@@ -131,6 +131,12 @@ impl TcpOptions {
         Ok(socket)
     }
 
+    /// Tries the options on a socket that goes nowhere, so that what can never work is said at the start. The
+    /// address to bind may come later, with its interface.
+    pub(crate) fn check(&self) -> Result<(), SocketError> {
+        self.new_socket((Ipv4Addr::LOCALHOST, 0).into()).map(drop)
+    }
+
     fn new_socket(&self, addr: SocketAddr) -> Result<Socket, SocketError> {
         let socket = nonblocking(addr, Type::STREAM, Protocol::TCP)?;
         if let Some(mark) = self.fwmark {

@@ -75,13 +75,12 @@ impl Subscribers {
 async fn deliver(to: WeakRecipient<Event>, mut events: mpsc::Receiver<Event>, missed: Arc<AtomicU64>) {
     while let Some(event) = events.recv().await {
         let Some(recipient) = to.upgrade() else { return };
-        let child = event.child.clone();
         if recipient.send(event).await.is_err() {
             return;
         }
         if events.is_empty() {
             let count = missed.swap(0, Relaxed);
-            let report = Event::now(child, EventKind::Missed { count });
+            let report = Event::now("supervisor".into(), EventKind::Missed { count });
             if count > 0 && recipient.send(report).await.is_err() {
                 return;
             }

@@ -250,12 +250,12 @@ impl SupervisorActor {
     }
 
     /// The session's actor is gone and is not to come back.
-    fn remove(&mut self, name: &ChildId, kind: EventKind) {
+    fn remove(&mut self, name: &ChildId) {
         if let Some(slot) = self.slots.remove(name) {
             slot.stopping.into_iter().flatten().for_each(|waiting| {
                 let _ = waiting.send(());
             });
-            self.publish(name, kind);
+            self.publish(name, EventKind::SessionStopped);
         }
     }
 
@@ -266,7 +266,7 @@ impl SupervisorActor {
         slot.stopping.get_or_insert_default().push(done);
         match &slot.addr {
             Some(addr) => addr.do_send(Stop),
-            None => self.remove(name, EventKind::SessionStopped),
+            None => self.remove(name),
         }
         Ok(stopped)
     }
@@ -287,7 +287,7 @@ impl SupervisorActor {
         if who.part == Part::Session {
             slot.addr = None;
             if stopping {
-                return self.remove(&who.session, EventKind::SessionStopped);
+                return self.remove(&who.session);
             }
         }
         let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
@@ -315,9 +315,7 @@ impl SupervisorActor {
                 self.give_up(&who.session, format!("{} panicked too often", who.part));
             }
             // A session that ended without a fault and untold: its thread is gone.
-            None if who.part == Part::Session => {
-                self.remove(&who.session, EventKind::GaveUp { reason: ending.detail });
-            }
+            None if who.part == Part::Session => self.give_up(&who.session, ending.detail),
             None => {}
         }
     }
