@@ -10,8 +10,9 @@ use actix_relay::config::{HostPort, Remote, SessionConfig};
 use actix_relay::event::{Cause, EventKind};
 use actix_relay::session::SessionState;
 use actix_relay::supervisor::StopSession;
+use support::peer::RawPeer;
 use support::proxy::{Cut, Mode, Proxy};
-use support::{Echo, House, any, echoed_once, patient, receive, udp, until_echoed, vacant_tcp};
+use support::{Echo, House, any, echoed_once, patient, receive, soon, udp, until_echoed, vacant_tcp};
 use tokio::net::{TcpSocket, UdpSocket};
 
 /// A tunnel through a proxy to an echo service.
@@ -85,6 +86,50 @@ async fn a_connection_cut_under_traffic_again_and_again_comes_back() {
         until_echoed(&tunnel.app, tunnel.entry, "in between").await;
     }
     tunnel.comes_back().await;
+}
+
+#[actix::test]
+async fn a_connection_cut_within_a_frame_is_followed_by_one_that_begins_with_a_whole_frame() {
+    let (mut house, app) = (House::new().await, udp().await);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind(any()).unwrap();
+    let listener = socket.listen(8).unwrap();
+    let near = SessionConfig::connect("near", listener.local_addr().unwrap()).local_udp(any());
+    let entry = house.local(patient(near)).await;
+    // Of each byte 4 there is no frame as long as 1028 bytes: read from its middle it would be found out.
+    let datagram = vec![4; 60_000];
+    for _ in 0..5 {
+        app.send_to(&datagram, entry).await.unwrap();
+    }
+    for cut in 1..=2 {
+        let mut peer = RawPeer::accept(&listener).await;
+        let mut begun = [0; 100];
+        let reading = tokio::io::AsyncReadExt::read_exact(&mut peer.0, &mut begun);
+        soon("a frame is begun", reading).await.unwrap();
+        assert_eq!(begun[..3], [0xea, 0x60, 4]);
+        // Bytes are left unread, so this resets the connection.
+        drop(peer);
+        house.disconnected("near").await;
+        house
+            .info_when("near", "the one that was cut is counted", |info| {
+                info.counters.drops.connection_lost == cut
+            })
+            .await;
+    }
+    let mut peer = RawPeer::accept(&listener).await;
+    app.send_to(b"the last", entry).await.unwrap();
+    let mut whole = 0;
+    loop {
+        let received = peer.receive().await;
+        if received == b"the last" {
+            break;
+        }
+        assert!(received == datagram, "a frame of {} bytes", received.len());
+        whole += 1;
+    }
+    assert!(whole <= 3, "{whole} of 5 came, two were cut");
+    house.shutdown().await;
 }
 
 #[actix::test]
@@ -164,7 +209,7 @@ async fn first_datagrams_wait_in_order_while_the_connection_is_being_made() {
     for _ in 0..fillers.len() {
         listener.accept().await.unwrap();
     }
-    let mut peer = support::peer::RawPeer::accept(&listener).await;
+    let mut peer = RawPeer::accept(&listener).await;
     for number in 0..50 {
         assert_eq!(peer.receive().await, format!("early {number}").as_bytes());
     }
