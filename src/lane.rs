@@ -87,8 +87,10 @@ impl Lane {
         self.from_tcp.store(millis(now), Relaxed);
     }
 
-    /// A new connection begins: nothing has come over it yet. What came before stays activity.
+    /// A new connection begins: with a whole frame, also where the last one's actor panicked in the middle of
+    /// one. Nothing has come over it yet; what came before stays activity.
     pub(crate) fn connection_begins(&self) {
+        self.flow.restart();
         let before = self.from_tcp.swap(0, Relaxed);
         self.from_tcp_before.fetch_max(before, Relaxed);
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -132,8 +132,9 @@ impl UdpIo {
     }
 
     fn party(&self, meta: &RecvMeta) -> UdpParty {
-        let from = if self.local.ip().is_unspecified() { meta.dst_ip } else { None };
-        UdpParty { to: meta.addr, from }
+        let is_broadcast = |ip: &IpAddr| ip.is_multicast() || *ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+        let named = self.local.ip().is_unspecified();
+        UdpParty { to: meta.addr, from: meta.dst_ip.filter(|ip| named && !is_broadcast(ip)) }
     }
 
     fn recv_batch(
