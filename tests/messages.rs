@@ -224,8 +224,11 @@ async fn many_connects_in_a_row_make_one_connection() {
 #[actix::test]
 async fn a_stopped_session_frees_its_ports_and_its_name() {
     let (mut house, echo, app) = (House::new().await, Echo::start().await, udp().await);
-    let far = house.listen(SessionConfig::listen("far", any()).udp_forward(echo.addr)).await;
-    let entry = house.local(SessionConfig::connect("near", far).local_udp(any())).await;
+    let far = house
+        .listen(SessionConfig::listen("far", (support::own_ip(), 0).into()).udp_forward(echo.addr))
+        .await;
+    let entry =
+        house.local(SessionConfig::connect("near", far).local_udp((support::own_ip(), 0).into())).await;
     until_echoed(&app, entry, "before").await;
     house.stop("near").await.unwrap();
     drop(UdpSocket::bind(entry).await.expect("the UDP port is free"));
@@ -349,8 +352,11 @@ async fn counters_are_reported_periodically() {
 #[actix::test]
 async fn shutdown_under_traffic_ends_all_and_frees_the_ports() {
     let (mut house, echo) = (House::new().await, Echo::start().await);
-    let far = house.listen(SessionConfig::listen("far", any()).udp_forward(echo.addr)).await;
-    let entry = house.local(SessionConfig::connect("near", far).local_udp(any())).await;
+    let far = house
+        .listen(SessionConfig::listen("far", (support::own_ip(), 0).into()).udp_forward(echo.addr))
+        .await;
+    let entry =
+        house.local(SessionConfig::connect("near", far).local_udp((support::own_ip(), 0).into())).await;
     house.connected("near").await;
     let flood = actix_rt::spawn(async move {
         let app = udp().await;

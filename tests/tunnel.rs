@@ -1,6 +1,5 @@
 //! Datagrams go through the tunnel and back, whole, whatever their size, in every mode and over every network.
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
-#![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod support;
 
