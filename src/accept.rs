@@ -30,29 +30,21 @@ const REFUSED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl RelaySessionActor {
     /// Accepts at the addresses that the session's sockets listen at now, and no others.
-    pub(crate) fn start_accepting(&mut self, ctx: &mut Context<Self>) -> io::Result<()> {
-        for accepting in self.accepting.drain(..) {
-            ctx.cancel_future(accepting);
-        }
+    pub(crate) fn start_accepting(&mut self) -> io::Result<()> {
         let listeners = self.sockets.listeners()?;
-        if listeners.is_empty() {
+        self.listeners = listeners.into_iter().map(Listener::new).collect::<Result<_, _>>()?;
+        if self.listeners.is_empty() {
             return Ok(());
         }
         if self.config.peer_limit() == 1 {
             self.ensure_primary();
         }
-        for listener in listeners {
-            self.accepting.push(ctx.spawn(Accept(Listener::new(listener)?)));
-        }
-        self.accepting.push(ctx.spawn(WatchLobby));
         self.reporter.report(EventKind::Listening { local_tcp: self.sockets.local_tcp() });
         Ok(())
     }
 
-    pub(crate) fn stop_accepting(&mut self, ctx: &mut Context<Self>) {
-        for accepting in self.accepting.drain(..) {
-            ctx.cancel_future(accepting);
-        }
+    pub(crate) fn stop_accepting(&mut self) {
+        self.listeners.clear();
         self.lobby.clear();
         // Nothing is bound anew, so nothing can fail.
         let _ = self.sockets.listen(&[], &self.options);
@@ -165,40 +157,32 @@ impl RelaySessionActor {
     }
 }
 
-/// Accepts at one address.
-struct Accept(Listener);
+/// Accepts at all addresses of the session, and looks at the lobby, each time the session is woken.
+pub(crate) struct Accept;
 
 impl ActorFuture<RelaySessionActor> for Accept {
     type Output = ();
 
     fn poll(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         act: &mut RelaySessionActor,
         ctx: &mut Context<RelaySessionActor>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
-        for _ in 0..MAX_TURNS {
-            let Poll::Ready(incoming) = self.0.poll_accept(cx) else { return Poll::Pending };
-            act.on_incoming(incoming, self.0.local(), ctx);
-            // The lobby has changed: its watcher is to look.
+        let mut turns = 0;
+        for index in 0..act.listeners.len() {
+            while turns < MAX_TURNS
+                && let Some(listener) = act.listeners.get_mut(index)
+                && let Poll::Ready(incoming) = listener.poll_accept(cx)
+            {
+                let local = listener.local();
+                act.on_incoming(incoming, local, ctx);
+                turns += 1;
+            }
+        }
+        if turns == MAX_TURNS {
             cx.waker().wake_by_ref();
         }
-        Poll::Pending
-    }
-}
-
-/// Looks at the lobby each time the session is woken, by one of those who wait in it above all.
-struct WatchLobby;
-
-impl ActorFuture<RelaySessionActor> for WatchLobby {
-    type Output = ();
-
-    fn poll(
-        self: Pin<&mut Self>,
-        act: &mut RelaySessionActor,
-        _: &mut Context<RelaySessionActor>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<()> {
         if act.config.peer_limit() == 1 {
             act.lobby.drop_closed(cx);
         } else {

@@ -263,7 +263,7 @@ impl RelaySessionActor {
     /// Closes the TCP side, whatever it is doing.
     pub(crate) fn disconnect(&mut self, ctx: &mut Context<Self>) {
         self.sockets.set_remote(None);
-        self.stop_accepting(ctx);
+        self.stop_accepting();
         let hold = self.idle_hold();
         for link in self.links.values_mut() {
             link.redial = false;
@@ -386,8 +386,14 @@ impl Handler<PartEnded> for RelaySessionActor {
     type Result = ();
 
     fn handle(&mut self, message: PartEnded, ctx: &mut Self::Context) {
-        if let Part::Link(id) = message.part {
-            self.link_ended(id, message, ctx);
+        match message.part {
+            Part::Link(id) => self.link_ended(id, message, ctx),
+            Part::Endpoint(None) if self.stopping => {
+                self.local = None;
+                self.stop_if_done(ctx);
+            }
+            // The supervisor will say when it is to be started again.
+            Part::Endpoint(_) | Part::Session => {}
         }
     }
 }

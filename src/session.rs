@@ -12,13 +12,14 @@ use actix::prelude::*;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Accept;
 use crate::config::{ChildId, Remote, SessionConfig};
 use crate::counters::{Counters, LiveCounters};
 use crate::event::{Cause, EventKind};
 use crate::lane::LaneMaker;
 use crate::link::{Ending, Mortal, Obituary, Part};
 use crate::links::{Link, Phase};
-use crate::listen::Lobby;
+use crate::listen::{Listener, Lobby};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
 use crate::supervisor::{Reporter, SupervisorActor};
@@ -155,7 +156,7 @@ pub struct RelaySessionActor {
     pub(crate) local: Option<LocalSocket>,
     pub(crate) lobby: Lobby,
     pub(crate) lobby_timer: Option<SpawnHandle>,
-    pub(crate) accepting: Vec<SpawnHandle>,
+    pub(crate) listeners: Vec<Listener>,
     pub(crate) refusals: Refusals,
     pub(crate) stopping: bool,
     /// Cancelled when the supervisor is gone, however it went.
@@ -202,7 +203,7 @@ impl RelaySessionActor {
             local: None,
             lobby: Lobby::default(),
             lobby_timer: None,
-            accepting: Vec::new(),
+            listeners: Vec::new(),
             refusals: Refusals::default(),
             supervised: token,
             stopping: false,
@@ -242,7 +243,7 @@ impl RelaySessionActor {
             local_udp: self.local.as_ref().map(|local| local.io.local()),
             udp_forward: self.config.udp_forward,
         });
-        self.start_accepting(ctx).map_err(|error| failed("listening", &error))?;
+        self.start_accepting().map_err(|error| failed("listening", &error))?;
         if self.sockets.remote().is_some() {
             self.ensure_primary();
             self.dial_all(ctx);
@@ -283,7 +284,7 @@ impl RelaySessionActor {
     }
 
     pub(crate) fn state(&self) -> SessionState {
-        let waiting = if self.accepting.is_empty() { SessionState::Idle } else { SessionState::Listening };
+        let waiting = if self.listeners.is_empty() { SessionState::Idle } else { SessionState::Listening };
         self.links.values().map(|link| link.phase.state()).fold(waiting, SessionState::best)
     }
 
@@ -329,9 +330,11 @@ impl RelaySessionActor {
         ctx.run_later(self.stats_interval, Self::report_stats);
     }
 
-    /// Ends the actor once all links have closed.
+    /// Ends the actor once all links have closed and nobody else holds the local UDP socket: when the supervisor
+    /// hears of it the ports are free.
     pub(crate) fn stop_if_done(&mut self, ctx: &mut Context<Self>) {
-        if self.stopping && !self.links.values().any(|link| matches!(link.phase, Phase::Up { .. })) {
+        let is_up = |link: &Link| matches!(link.phase, Phase::Up { .. });
+        if self.stopping && self.local.is_none() && !self.links.values().any(is_up) {
             self.obituary.end(Ending::new(Cause::Told, "stopped"));
             ctx.stop();
         }
@@ -353,6 +356,7 @@ impl Actor for RelaySessionActor {
             ctx.stop();
             return;
         }
+        ctx.spawn(Accept);
         if !self.stats_interval.is_zero() {
             ctx.run_later(self.stats_interval, Self::report_stats);
         }
@@ -378,6 +382,11 @@ impl RelaySessionActor {
         if !self.stopping {
             self.stopping = true;
             self.disconnect(ctx);
+            // Between two lives of the endpoint nobody would answer.
+            self.local = self.local.take().filter(|local| local.endpoint.connected());
+            if let Some(local) = &self.local {
+                local.endpoint.do_send(StopEndpoint);
+            }
         }
         self.stop_if_done(ctx);
     }
@@ -413,9 +422,9 @@ impl Handler<Connect> for RelaySessionActor {
 impl Handler<Listen> for RelaySessionActor {
     type Result = Result<Vec<SocketAddr>, SocketError>;
 
-    fn handle(&mut self, message: Listen, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: Listen, _: &mut Self::Context) -> Self::Result {
         self.sockets.listen(&message.local_tcp, &self.options)?;
-        self.start_accepting(ctx).map_err(|source| SocketError::Listen {
+        self.start_accepting().map_err(|source| SocketError::Listen {
             addr: message.local_tcp.first().copied().unwrap_or(SocketAddr::from(([0; 4], 0))),
             source,
         })?;

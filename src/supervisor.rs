@@ -251,8 +251,11 @@ impl SupervisorActor {
 
     /// The session's actor is gone and is not to come back.
     fn remove(&mut self, name: &ChildId) {
-        if let Some(slot) = self.slots.remove(name) {
-            slot.stopping.into_iter().flatten().for_each(|waiting| {
+        if let Some(mut slot) = self.slots.remove(name) {
+            let stopping = slot.stopping.take();
+            // Its sockets are closed before anybody hears that they are.
+            drop(slot);
+            stopping.into_iter().flatten().for_each(|waiting| {
                 let _ = waiting.send(());
             });
             self.publish(name, EventKind::SessionStopped);
