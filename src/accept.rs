@@ -8,12 +8,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tokio::net::TcpStream;
 
+use crate::clock::now;
 use crate::event::{Cause, EventKind, Refusal};
 use crate::links::Link;
 use crate::listen::{Incoming, Listener, Waiting};
@@ -25,8 +25,6 @@ use crate::sockopt;
 const MAX_TURNS: usize = 32;
 /// With one place and somebody waiting for it, the incumbent is looked at this often.
 const CHECK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
-/// `PeerRefused` is reported this often at most.
-const REFUSED_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl RelaySessionActor {
     /// Accepts at the addresses that the session's sockets listen at now, and no others.
@@ -52,14 +50,9 @@ impl RelaySessionActor {
 
     /// Counts a peer that is turned away; tells of one a second.
     pub(crate) fn refuse(&mut self, peer: SocketAddr, reason: Refusal) {
-        let now = now();
-        if self.refusals.last.is_some_and(|last| now < last + REFUSED_INTERVAL) {
-            self.refusals.more += 1;
-            return;
+        if let Some(more) = self.refusals.pass(now()) {
+            self.reporter.report(EventKind::PeerRefused { peer, reason, more });
         }
-        self.refusals.last = Some(now);
-        let more = std::mem::take(&mut self.refusals.more);
-        self.reporter.report(EventKind::PeerRefused { peer, reason, more });
     }
 
     fn on_incoming(&mut self, incoming: Incoming, listener: SocketAddr, ctx: &mut Context<Self>) {
@@ -81,7 +74,7 @@ impl RelaySessionActor {
             // The peer has gone already; whoever reads will find out.
             tracing::debug!(%peer, %error, "tuning an accepted connection");
         }
-        let newcomer = Waiting { stream, peer, since: now() };
+        let newcomer = Waiting { stream, peer, since: now(), spoken: false };
         if let Some(evicted) = self.lobby.push(newcomer) {
             let reason = if self.primary.is_some() { Refusal::Full } else { Refusal::Silent };
             self.refuse(evicted.peer, reason);
@@ -117,19 +110,19 @@ impl RelaySessionActor {
     }
 
     fn admit_to(&mut self, primary: LinkId, newcomer: Waiting, ctx: &mut Context<Self>) {
-        let Waiting { stream, peer, since } = newcomer;
+        let Waiting { stream, peer, since, .. } = newcomer;
         self.stop_dialing(primary, ctx);
         if let Err(error) = self.attach(primary, stream, peer, since, false) {
             tracing::warn!(%peer, %error, "cannot serve a peer");
             self.refuse(peer, Refusal::NoSocket);
+            self.dial_if_idle(primary, ctx);
         }
     }
 
     /// With many places: a connection in the lobby has sent something.
     fn on_spoken(&mut self, waiting: Waiting) {
         let Waiting { stream, peer, .. } = waiting;
-        let taken = self.links.values().filter(|link| link.is_accepted()).count();
-        if taken < self.config.peer_limit() {
+        if self.make_room() {
             self.adopt(stream, peer);
         } else {
             self.refuse(peer, Refusal::Full);
@@ -192,8 +185,4 @@ impl ActorFuture<RelaySessionActor> for Accept {
         }
         Poll::Pending
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

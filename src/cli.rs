@@ -105,7 +105,12 @@ fn run(cli: Cli) -> Result<i32, Failure> {
         }
     };
     start_logging(&common);
-    System::new().block_on(serve(plan, voice(&common), hint))
+    let system = System::new();
+    let end = system.block_on(serve(plan, voice(&common), hint));
+    // Not dropped: it would wait for its threads, and one that hangs in the resolver hangs for long. The process
+    // ends now.
+    std::mem::forget(system);
+    end
 }
 
 /// What is to be said to somebody who lets everybody in.

@@ -60,7 +60,11 @@ impl fmt::Display for HostPort {
 
 impl From<SocketAddr> for HostPort {
     fn from(addr: SocketAddr) -> Self {
-        Self { host: addr.ip().to_string(), port: addr.port() }
+        let host = match addr {
+            SocketAddr::V6(addr) if addr.scope_id() != 0 => format!("{}%{}", addr.ip(), addr.scope_id()),
+            addr => addr.ip().to_string(),
+        };
+        Self { host, port: addr.port() }
     }
 }
 
@@ -170,10 +174,12 @@ pub struct SessionConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_peers: Option<usize>,
     /// With `remote` and `local_udp`: how many applications may send at once, each over a TCP connection of
-    /// its own; 1 to 65,536, default 64.
+    /// its own; 1 to 65,536, default 64. With 1, and always without `remote`, the newest
+    /// application takes the place of the one before, at most once a second.
     #[serde(default = "defaults::max_sources")]
     pub max_sources: usize,
-    /// An application that neither sent nor received for this long is forgotten; default 300 s.
+    /// An application that neither sent nor received for this long is forgotten, unless it is the only one
+    /// there may be; default 300 s.
     #[serde(default = "defaults::source_idle", with = "duration")]
     pub source_idle: Duration,
     /// Peers from elsewhere are refused; empty (the default) lets everybody in.
@@ -226,6 +232,11 @@ mod defaults {
         Duration::from_secs(4)
     }
 }
+
+/// A session listens at this many addresses at most.
+pub(crate) const MAX_LISTENERS: usize = 16;
+/// The name under which a supervisor's own events come.
+pub(crate) const SUPERVISOR_NAME: &str = "supervisor";
 
 /// Default of [`SessionConfig::max_peers`] with `udp_forward`.
 pub const DEFAULT_MAX_PEERS: usize = 1024;
@@ -281,6 +292,16 @@ impl SessionConfig {
         self.max_peers.unwrap_or(if self.local_udp.is_some() { 1 } else { DEFAULT_MAX_PEERS })
     }
 
+    /// `app` as the local socket sees it: on one for both families, IPv4 addresses are mapped.
+    pub(crate) fn application(&self) -> Option<SocketAddr> {
+        match (self.app?, self.local_udp?) {
+            (SocketAddr::V4(app), SocketAddr::V6(_)) => {
+                Some(SocketAddr::new(app.ip().to_ipv6_mapped().into(), app.port()))
+            }
+            (app, _) => Some(app),
+        }
+    }
+
     /// Whether all values make sense together.
     ///
     /// # Errors
@@ -302,11 +323,28 @@ impl SessionConfig {
             }
             _ => {}
         }
-        if self.local_tcp.len() > 16 {
+        if name == SUPERVISOR_NAME {
+            return Err(self.invalid("name", "must not be 'supervisor': so it calls itself in events"));
+        }
+        if self.local_tcp.len() > MAX_LISTENERS {
             return Err(self.invalid("local_tcp", "may hold at most 16 addresses"));
         }
+        self.validate_remote()?;
         self.validate_app()?;
         self.validate_limits()
+    }
+
+    fn validate_remote(&self) -> Result<(), ConfigError> {
+        let Some(Remote::Direct(to)) = &self.remote else { return Ok(()) };
+        if to.port == 0 {
+            return Err(self.invalid("remote", "must have a port from 1 to 65535"));
+        }
+        match (self.bind, to.host.parse::<IpAddr>()) {
+            (Some(bind), Ok(to)) if bind.is_ipv4() != to.is_ipv4() => {
+                Err(self.invalid("bind", "and remote are of different families"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_app(&self) -> Result<(), ConfigError> {
@@ -315,6 +353,11 @@ impl SessionConfig {
             None => Err(self.invalid("app", "goes with local_udp: a service is named by udp_forward")),
             Some(_) if app.port() == 0 || app.ip().is_unspecified() => {
                 Err(self.invalid("app", "must name an address and a port to send to"))
+            }
+            Some(local)
+                if local.is_ipv4() != app.is_ipv4() && !local.ip().to_canonical().is_unspecified() =>
+            {
+                Err(self.invalid("app", "and local_udp are of different families"))
             }
             Some(local) if local.is_ipv4() && app.is_ipv6() => {
                 Err(self.invalid("app", "is IPv6, local_udp is IPv4"))
@@ -390,6 +433,32 @@ impl Default for SupervisorConfig {
     }
 }
 
+impl SupervisorConfig {
+    /// Whether all values are within their limits; asked by
+    /// [`StartSession`](crate::supervisor::StartSession).
+    ///
+    /// # Errors
+    /// One sentence that names the field and what it may be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (least, day) = (Duration::from_millis(10), Duration::from_secs(86_400));
+        let invalid = |field, why| Err(ConfigError::InvalidSupervisor { field, why });
+        if self.workers > 256 {
+            return invalid("workers", "must be 0 to 256");
+        }
+        if !self.stats_interval.is_zero() && !(least..=day).contains(&self.stats_interval) {
+            return invalid("stats_interval", "must be 0 or 10ms to 1day");
+        }
+        if !(least..=day).contains(&self.backoff_min) || !(self.backoff_min..=day).contains(&self.backoff_max)
+        {
+            return invalid("backoff_min", "must be 10ms to backoff_max, and that at most 1day");
+        }
+        if self.max_panics > 1000 {
+            return invalid("max_panics", "must be 0 to 1000");
+        }
+        Ok(())
+    }
+}
+
 /// What is wrong with a configuration, in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -400,6 +469,14 @@ pub enum ConfigError {
         /// What was given.
         text: String,
         /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A field of the supervisor has a value it may not have.
+    #[error("supervisor: {field} {why}")]
+    InvalidSupervisor {
+        /// The field's name.
+        field: &'static str,
+        /// What it must be.
         why: &'static str,
     },
     /// A field of a session has a value it may not have.
@@ -415,53 +492,4 @@ pub enum ConfigError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn app() -> SessionConfig {
-        SessionConfig::new("a").local_udp("127.0.0.1:0".parse().unwrap())
-    }
-
-    #[test]
-    fn a_host_and_port_is_read_and_written_back() {
-        for text in ["example.org:443", "192.0.2.1:1", "[2001:db8::1]:65535", "[fe80::1%eth0]:7"] {
-            assert_eq!(text.parse::<HostPort>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_bad_host_and_port_is_refused() {
-        for text in
-            ["", "host", "host:", ":443", "host:0", "host:65536", "::1:80", "[::1:80", "[x]:80", "a b:1"]
-        {
-            assert!(text.parse::<HostPort>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn exactly_one_local_side_is_needed() {
-        assert!(SessionConfig::new("a").validate().is_err());
-        assert!(app().validate().is_ok());
-        assert!(app().udp_forward("127.0.0.1:9".parse().unwrap()).validate().is_err());
-    }
-
-    #[test]
-    fn limits_name_the_field() {
-        let mut config = app();
-        config.max_peers = Some(2);
-        assert!(config.validate().unwrap_err().to_string().contains("max_peers"));
-        config.max_peers = None;
-        config.queue_bytes = 1;
-        assert!(config.validate().unwrap_err().to_string().contains("queue_bytes"));
-        config.queue_bytes = 1 << 20;
-        config.connect_hold = Duration::ZERO;
-        assert!(config.validate().unwrap_err().to_string().contains("connect_hold"));
-    }
-
-    #[test]
-    fn one_peer_by_default_with_an_application_many_with_a_service() {
-        assert_eq!(app().peer_limit(), 1);
-        let service = SessionConfig::new("s").udp_forward("127.0.0.1:9".parse().unwrap());
-        assert_eq!(service.peer_limit(), DEFAULT_MAX_PEERS);
-    }
-}
+mod tests;

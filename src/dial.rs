@@ -268,7 +268,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(4);
 
     fn listener(ip: impl Into<IpAddr>) -> Result<TcpListener, SocketError> {
-        let listener = listen_tcp(SocketAddr::new(ip.into(), 0), &TcpOptions::default())?;
+        let listener = listen_tcp(SocketAddr::new(ip.into(), 0), false, &TcpOptions::default())?;
         Ok(TcpListener::from_std(listener).unwrap())
     }
 

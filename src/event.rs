@@ -143,10 +143,13 @@ pub enum EventKind {
         /// The application's address.
         source: SocketAddr,
     },
-    /// A local application is not served because `max_sources` are. At most one such event a second.
+    /// A local application is not served because `max_sources` are, or because it is not `app`. At most one such
+    /// event a second; the other datagrams that were refused are in `more`.
     SourceRefused {
         /// The application's address.
         source: SocketAddr,
+        /// How many batches of datagrams were refused since the last such event.
+        more: u64,
     },
     /// The UDP service answers "port unreachable". Said once until it takes datagrams again.
     ServiceUnreachable {
@@ -169,6 +172,16 @@ pub enum EventKind {
     AcceptResumed {
         /// The listener's address.
         local_tcp: SocketAddr,
+    },
+    /// An actor could not do its work and ended; it is started again.
+    ActorFailed {
+        /// Which one, such as `UdpEndpointActor`.
+        actor: String,
+        /// Which step failed, with what the system said.
+        error: String,
+        /// When it comes again.
+        #[serde(serialize_with = "as_seconds")]
+        retry_in: Option<Duration>,
     },
     /// A bug: an actor panicked. It is replaced, unless `GaveUp` follows.
     ActorPanicked {
@@ -238,13 +251,16 @@ impl fmt::Display for EventKind {
             Self::SourceForgotten { link, source } => {
                 write!(f, "application {source} of link {link} is forgotten")
             }
-            Self::SourceRefused { source } => {
-                write!(f, "application {source} is not served: max_sources are served already")
+            Self::SourceRefused { source, .. } => {
+                write!(f, "application {source} is not served: all places are taken")
             }
             Self::ServiceUnreachable { service } => write!(f, "nobody listens at UDP {service}"),
             Self::ServiceReachable { service } => write!(f, "UDP {service} answers again"),
             Self::AcceptPaused { local_tcp, error } => write!(f, "listener {local_tcp} rests: {error}"),
             Self::AcceptResumed { local_tcp } => write!(f, "listener {local_tcp} accepts again"),
+            Self::ActorFailed { actor, error, retry_in } => {
+                write!(f, "{actor} failed: {error}{}", Retry(*retry_in))
+            }
             Self::ActorPanicked { actor } => write!(f, "{actor} panicked (a bug) and is replaced"),
             Self::GaveUp { reason } => write!(f, "given up: {reason}"),
             Self::SessionStopped => write!(f, "stopped"),
@@ -294,7 +310,8 @@ impl Refusal {
     }
 }
 
-fn as_rfc3339<S: serde::Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+/// Also for the times in other messages.
+pub(crate) fn as_rfc3339<S: serde::Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_millis(*at))
 }
 

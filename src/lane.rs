@@ -5,11 +5,12 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::clock::Moment;
 use crate::counters::{LiveCounters, Totals};
 use crate::flow::Flow;
 
@@ -43,10 +44,10 @@ pub(crate) struct Lane {
     /// Set while the link is down because nobody used it: the next datagram is to wake the session.
     pub(crate) dormant: AtomicBool,
     party: Mutex<Option<UdpParty>>,
-    /// Milliseconds since `epoch`; 0 is never, or not over the present connection.
-    from_udp: AtomicU64,
-    from_tcp: AtomicU64,
-    from_tcp_before: AtomicU64,
+    from_udp: Moment,
+    /// Over the present connection, and over those before it.
+    from_tcp: Moment,
+    from_tcp_before: Moment,
 }
 
 impl Lane {
@@ -64,9 +65,9 @@ impl Lane {
             unreachable: AtomicBool::new(false),
             dormant: AtomicBool::new(false),
             party: Mutex::new(party),
-            from_udp: AtomicU64::new(0),
-            from_tcp: AtomicU64::new(0),
-            from_tcp_before: AtomicU64::new(0),
+            from_udp: Moment::default(),
+            from_tcp: Moment::default(),
+            from_tcp_before: Moment::default(),
         }
     }
 
@@ -80,35 +81,35 @@ impl Lane {
     }
 
     pub(crate) fn heard_from_udp(&self, now: Instant) {
-        self.from_udp.store(millis(now), Relaxed);
+        self.from_udp.set(now);
     }
 
     pub(crate) fn heard_from_tcp(&self, now: Instant) {
-        self.from_tcp.store(millis(now), Relaxed);
+        self.from_tcp.set(now);
     }
 
     /// A new connection begins: with a whole frame, also where the last one's actor panicked in the middle of
     /// one. Nothing has come over it yet; what came before stays activity.
     pub(crate) fn connection_begins(&self) {
         self.flow.restart();
-        let before = self.from_tcp.swap(0, Relaxed);
-        self.from_tcp_before.fetch_max(before, Relaxed);
+        if let Some(before) = self.from_tcp.take() {
+            self.from_tcp_before.set(before);
+        }
     }
 
     /// When bytes last came over the present TCP connection.
     pub(crate) fn last_from_tcp(&self) -> Option<Instant> {
-        instant(self.from_tcp.load(Relaxed))
+        self.from_tcp.get()
     }
 
     /// When the local application or service last sent.
     pub(crate) fn last_from_udp(&self) -> Option<Instant> {
-        instant(self.from_udp.load(Relaxed))
+        self.from_udp.get()
     }
 
     /// When bytes last came from either side.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
-        let from_tcp = self.from_tcp.load(Relaxed).max(self.from_tcp_before.load(Relaxed));
-        instant(from_tcp.max(self.from_udp.load(Relaxed)))
+        self.from_tcp.get().max(self.from_tcp_before.get()).max(self.from_udp.get())
     }
 }
 
@@ -132,21 +133,6 @@ impl LaneMaker {
         let link = LinkId(self.next.fetch_add(1, Relaxed));
         Arc::new(Lane::new(link, party, self.max_bytes, self.max_age, self.totals.counters()))
     }
-}
-
-/// One millisecond before the first instant ever asked about, so that 0 stands for "never".
-fn epoch(now: Instant) -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(|| now - Duration::from_millis(1))
-}
-
-fn millis(now: Instant) -> u64 {
-    let since = now.saturating_duration_since(epoch(now)).as_millis();
-    u64::try_from(since).unwrap_or(u64::MAX).max(1)
-}
-
-fn instant(millis: u64) -> Option<Instant> {
-    if millis == 0 { None } else { Some(epoch(Instant::now()) + Duration::from_millis(millis)) }
 }
 
 #[cfg(test)]

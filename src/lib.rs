@@ -62,6 +62,7 @@ pub mod test_panic;
 pub mod udp;
 
 mod accept;
+mod clock;
 mod datagrams;
 mod dial;
 mod flow;

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant, SystemTime};
 use actix::prelude::*;
 use tokio::net::TcpStream;
 
+use crate::clock::now;
 use crate::config::Remote;
 use crate::dial::{DialError, dial};
 use crate::event::{Cause, EventKind, Refusal};
 use crate::lane::{Lane, LinkId, UdpParty};
 use crate::link::{Ending, Part};
-use crate::session::admission::Incumbent;
+use crate::session::admission::{Incumbent, SILENT_TIMEOUT};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, SessionState, in_wall_time};
 use crate::sockopt::{self, SocketError};
 use crate::tcp::{Close, TcpPeerActor};
@@ -39,8 +40,6 @@ pub(crate) struct Link {
     pub(crate) round: u64,
     /// Its own socket towards the service; `None` where applications share the session's.
     pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
-    /// Dial (again) as soon as the present connection has ended: it was ended for that.
-    redial: bool,
     /// Remove it when its connection has ended.
     doomed: bool,
 }
@@ -78,13 +77,17 @@ impl Phase {
 
 impl Link {
     fn new(lane: Arc<Lane>) -> Self {
-        Self { lane, phase: Phase::Idle, round: 0, service: None, redial: false, doomed: false }
+        Self { lane, phase: Phase::Idle, round: 0, service: None, doomed: false }
     }
 
     /// What a newcomer would have to replace.
     pub(crate) fn incumbent(&self) -> Option<Incumbent> {
         match self.phase {
-            Phase::Up { since, .. } => Some(Incumbent { since, heard: self.lane.last_from_tcp() }),
+            // Dialed: it is the peer that was asked for, so it counts as having spoken.
+            Phase::Up { since, dialed, .. } => {
+                let heard = self.lane.last_from_tcp().or(dialed.then_some(since));
+                Some(Incumbent { since, heard })
+            }
             _ => None,
         }
     }
@@ -98,7 +101,7 @@ impl Link {
     }
 
     /// Whether an accepted connection is up.
-    pub(crate) fn is_accepted(&self) -> bool {
+    fn is_accepted(&self) -> bool {
         matches!(self.phase, Phase::Up { dialed: false, .. })
     }
 
@@ -114,7 +117,7 @@ impl RelaySessionActor {
         if let Some(primary) = self.primary {
             return primary;
         }
-        let to = self.config.udp_forward.or(self.config.app);
+        let to = self.config.udp_forward.or(self.config.application());
         let lane = self.maker.make(to.map(|to| UdpParty { to, from: None }));
         lane.flow.set_max_age(self.idle_hold());
         let id = lane.link;
@@ -129,10 +132,8 @@ impl RelaySessionActor {
         for id in ids {
             let Some(link) = self.links.get_mut(&id) else { continue };
             match &link.phase {
-                Phase::Up { dialed: true, .. } => {
-                    link.redial = true;
-                    link.close(Cause::Replaced);
-                }
+                // It dials when it has ended.
+                Phase::Up { dialed: true, .. } => link.close(Cause::Replaced),
                 Phase::Up { dialed: false, .. } => {}
                 Phase::Dialing(attempt) => {
                     ctx.cancel_future(*attempt);
@@ -141,6 +142,14 @@ impl RelaySessionActor {
                 }
                 Phase::Idle | Phase::Backoff { .. } => self.dial(id, ctx),
             }
+        }
+    }
+
+    /// A link of a session that calls somebody is being dialed, up, in back-off or dormant, never just idle.
+    pub(crate) fn dial_if_idle(&mut self, id: LinkId, ctx: &mut Context<Self>) {
+        let idle = |link: &&Link| matches!(link.phase, Phase::Idle) && !link.lane.dormant.load(Relaxed);
+        if self.links.get(&id).filter(idle).is_some() {
+            self.dial(id, ctx);
         }
     }
 
@@ -228,6 +237,24 @@ impl RelaySessionActor {
         }
     }
 
+    /// Whether another of many peers may come in: there is room, or it is made by ending the connection that
+    /// has been silent longest, both ways and for 5 s at least.
+    pub(crate) fn make_room(&mut self) -> bool {
+        let taken = || self.links.values().filter(|link| link.is_accepted() && !link.doomed);
+        if taken().count() < self.config.peer_limit() {
+            return true;
+        }
+        let silent = taken().min_by_key(|link| link.lane.last_activity());
+        let silent =
+            silent.filter(|link| link.lane.last_activity().is_none_or(|at| now() >= at + SILENT_TIMEOUT));
+        let Some(id) = silent.map(|link| link.lane.link) else { return false };
+        if let Some(link) = self.links.get_mut(&id) {
+            link.doomed = true;
+            link.close(Cause::Replaced);
+        }
+        true
+    }
+
     /// A link for an accepted peer, one of many.
     pub(crate) fn adopt(&mut self, stream: TcpStream, peer: SocketAddr) {
         let to = self.config.udp_forward.map(|to| UdpParty { to, from: None });
@@ -266,7 +293,6 @@ impl RelaySessionActor {
         self.stop_accepting();
         let hold = self.idle_hold();
         for link in self.links.values_mut() {
-            link.redial = false;
             link.lane.flow.set_max_age(hold);
             match &link.phase {
                 Phase::Up { .. } => link.close(Cause::Told),
@@ -309,14 +335,15 @@ impl RelaySessionActor {
             Some(wait) => Phase::Backoff { until: in_wall_time(wait) },
             None => Phase::Idle,
         };
-        // A peer that came in by itself was in the way of dialing.
-        let redial = std::mem::take(&mut link.redial) || was_accepted;
         if link.doomed || (was_accepted && self.primary != Some(id)) {
-            self.remove(id);
-        } else if redial {
-            self.dial(id, ctx);
+            if again_in.is_some() {
+                self.forget(id);
+            } else {
+                self.remove(id);
+            }
         }
         self.admit_waiting(ctx);
+        self.dial_if_idle(id, ctx);
         self.state_may_have_changed();
         self.stop_if_done(ctx);
     }
@@ -349,8 +376,7 @@ impl RelaySessionActor {
         let Some(link) = self.links.get_mut(&id) else { return };
         if is_primary {
             // Whoever comes next gets a fresh connection: the far side's service still knows the old one.
-            link.lane.set_party(self.config.app.map(|to| UdpParty { to, from: None }));
-            link.redial = matches!(link.phase, Phase::Up { dialed: true, .. });
+            link.lane.set_party(self.config.application().map(|to| UdpParty { to, from: None }));
             link.close(Cause::Forgotten);
             if let Some(local) = &self.local {
                 local.endpoint.do_send(OfferLane(link.lane.clone()));
@@ -376,10 +402,6 @@ impl RelaySessionActor {
         self.remove(id);
         self.obituary(Part::Link(id), true).end(Ending::new(Cause::Forgotten, "its application is silent"));
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Handler<PartEnded> for RelaySessionActor {
@@ -428,7 +450,7 @@ impl Handler<SourceAppeared> for RelaySessionActor {
         let id = lane.link;
         self.reporter.report(EventKind::SourceAppeared { link: id, source });
         self.links.entry(id).or_insert_with(|| Link::new(lane));
-        self.dial(id, ctx);
+        self.dial_if_idle(id, ctx);
         self.state_may_have_changed();
     }
 }

@@ -99,6 +99,8 @@ pub(crate) struct Waiting {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
     pub(crate) since: Instant,
+    /// It has sent something: it need not be looked at again.
+    pub(crate) spoken: bool,
 }
 
 /// Accepted connections that have no place yet: they have sent nothing, or the place is taken. At most
@@ -159,9 +161,17 @@ impl Lobby {
         Poll::Pending
     }
 
-    /// Drops those that were closed, whether they have sent something or not.
+    /// Drops those that were closed before they had sent anything.
     pub(crate) fn drop_closed(&mut self, cx: &mut Context<'_>) {
-        self.waiting.retain(|waiting| !matches!(peek(&waiting.stream, cx), Poll::Ready(false)));
+        self.waiting.retain_mut(|waiting| {
+            if !waiting.spoken
+                && let Poll::Ready(spoken) = peek(&waiting.stream, cx)
+            {
+                waiting.spoken = spoken;
+                return spoken;
+            }
+            true
+        });
     }
 }
 

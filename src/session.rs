@@ -4,16 +4,18 @@
 //! steps aside: datagrams pass it by.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Accept;
-use crate::config::{ChildId, Remote, SessionConfig};
+use crate::clock::{OncePerSecond, now};
+use crate::config::{ChildId, MAX_LISTENERS, Remote, SessionConfig};
 use crate::counters::{Counters, LiveCounters};
 use crate::event::{Cause, EventKind};
 use crate::lane::LaneMaker;
@@ -157,7 +159,7 @@ pub struct RelaySessionActor {
     pub(crate) lobby: Lobby,
     pub(crate) lobby_timer: Option<SpawnHandle>,
     pub(crate) listeners: Vec<Listener>,
-    pub(crate) refusals: Refusals,
+    pub(crate) refusals: OncePerSecond,
     pub(crate) stopping: bool,
     /// Cancelled when the supervisor is gone, however it went.
     supervised: CancellationToken,
@@ -175,13 +177,6 @@ pub struct RelaySessionActor {
 pub(crate) struct LocalSocket {
     pub(crate) io: Arc<UdpIo>,
     pub(crate) endpoint: Addr<UdpEndpointActor>,
-}
-
-/// Keeps `PeerRefused` to one a second.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals {
-    pub(crate) last: Option<Instant>,
-    pub(crate) more: u64,
 }
 
 impl RelaySessionActor {
@@ -204,7 +199,7 @@ impl RelaySessionActor {
             lobby: Lobby::default(),
             lobby_timer: None,
             listeners: Vec::new(),
-            refusals: Refusals::default(),
+            refusals: OncePerSecond::default(),
             supervised: token,
             stopping: false,
             supervisor,
@@ -258,7 +253,7 @@ impl RelaySessionActor {
         let rules = ApplicationRules {
             max_sources: if single { 1 } else { self.config.max_sources },
             source_idle: self.config.source_idle,
-            app: self.config.app,
+            app: self.config.application(),
         };
         let known = self.links.values().map(|link| link.lane.clone()).collect();
         let applications = Applications::new(
@@ -298,7 +293,7 @@ impl RelaySessionActor {
     }
 
     fn info(&self) -> SessionInfo {
-        let now = tokio::time::Instant::now().into_std();
+        let now = now();
         let links = self.links.iter().map(|(id, link)| {
             link.lane.flow.expire(now);
             LinkInfo {
@@ -423,11 +418,15 @@ impl Handler<Listen> for RelaySessionActor {
     type Result = Result<Vec<SocketAddr>, SocketError>;
 
     fn handle(&mut self, message: Listen, _: &mut Self::Context) -> Self::Result {
-        self.sockets.listen(&message.local_tcp, &self.options)?;
-        self.start_accepting().map_err(|source| SocketError::Listen {
+        let refused = |source| SocketError::Listen {
             addr: message.local_tcp.first().copied().unwrap_or(SocketAddr::from(([0; 4], 0))),
             source,
-        })?;
+        };
+        if message.local_tcp.len() > MAX_LISTENERS {
+            return Err(refused(io::Error::new(io::ErrorKind::InvalidInput, "more than 16 addresses")));
+        }
+        self.sockets.listen(&message.local_tcp, &self.options)?;
+        self.start_accepting().map_err(refused)?;
         self.state_may_have_changed();
         Ok(self.sockets.local_tcp())
     }

@@ -1,21 +1,17 @@
 //! The signals that tell the program to stop.
 
 use std::io;
-#[cfg(unix)]
 use std::{
     future::poll_fn,
     task::{Context, Poll},
 };
 
-#[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM, SIGINT (Ctrl-C) and, where nobody has asked for it to be ignored, SIGHUP.
-#[cfg(unix)]
 #[derive(Debug)]
 pub(crate) struct Signals(Vec<Signal>);
 
-#[cfg(unix)]
 impl Signals {
     /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves.
     pub(crate) fn new() -> io::Result<Self> {
@@ -40,30 +36,9 @@ impl Signals {
 
 /// Whether the program was started with this signal ignored, as `nohup` does. Where the system does not say
 /// so in /proc, no.
-#[cfg(unix)]
 fn is_ignored(kind: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
     mask >> (kind.as_raw_value() - 1) & 1 == 1
-}
-
-/// Ctrl-C.
-#[cfg(not(unix))]
-#[derive(Debug)]
-pub(crate) struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    /// To be called in a tokio runtime.
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self)
-    }
-
-    /// The next Ctrl-C.
-    pub(crate) async fn recv(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
-        }
-    }
 }

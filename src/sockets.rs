@@ -55,7 +55,7 @@ impl Sockets {
             let same = inner.listeners.iter().find(|listener| listener.local_addr().ok() == Some(*addr));
             let listener = match same.map(TcpListener::try_clone) {
                 Some(Ok(listener)) => listener,
-                _ => sockopt::listen_tcp(*addr, options)?,
+                _ => sockopt::listen_tcp(*addr, has_v4_twin(addr, addrs), options)?,
             };
             kept.push(listener);
         }
@@ -97,6 +97,13 @@ impl Sockets {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the same port is asked for on all IPv4 addresses too: `[::]` is then for IPv6 only.
+fn has_v4_twin(addr: &SocketAddr, addrs: &[SocketAddr]) -> bool {
+    let is_twin =
+        |other: &SocketAddr| other.is_ipv4() && other.ip().is_unspecified() && other.port() == addr.port();
+    addr.port() != 0 && addrs.iter().any(is_twin)
 }
 
 #[cfg(test)]

@@ -29,10 +29,10 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Connections the kernel may hold for us until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// The buffers of a socket that serves everybody, bytes in each direction.
+/// The receive buffer of a socket that serves everybody, in bytes.
 const SHARED_UDP_BUFFER: usize = 4 << 20;
 
-/// The buffers of a socket that serves one peer out of many, bytes in each direction.
+/// The receive buffer of a socket that serves one peer out of many, in bytes.
 const PEER_UDP_BUFFER: usize = 1 << 20;
 
 /// What the configuration says about TCP sockets. The default changes nothing.
@@ -204,19 +204,22 @@ pub(crate) fn tune_tcp<'s>(connection: impl Into<SockRef<'s>>) -> Result<(), Soc
 ///
 /// # Errors
 /// [`SocketError::Create`], `Option`, `Bind` or `Listen`.
-pub(crate) fn listen_tcp(addr: SocketAddr, options: &TcpOptions) -> Result<TcpListener, SocketError> {
+pub(crate) fn listen_tcp(
+    addr: SocketAddr,
+    beside_v4: bool,
+    options: &TcpOptions,
+) -> Result<TcpListener, SocketError> {
     let socket = options.new_socket(addr)?;
-    #[cfg(unix)]
     socket.set_reuse_address(true).map_err(refused("SO_REUSEADDR", 1))?;
     if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-        socket.set_only_v6(false).map_err(refused("IPV6_V6ONLY", 0))?;
+        socket.set_only_v6(beside_v4).map_err(refused("IPV6_V6ONLY", u8::from(beside_v4)))?;
     }
     socket.bind(&addr.into()).map_err(|source| SocketError::Bind { addr, source })?;
     socket.listen(BACKLOG).map_err(|source| SocketError::Listen { addr, source })?;
     Ok(socket.into())
 }
 
-/// A nonblocking UDP socket at `addr` that asks for 4 MiB in each direction; getting less is logged once.
+/// A nonblocking UDP socket at `addr` that asks for a receive buffer of 4 MiB; getting less is logged once.
 ///
 /// # Errors
 /// [`SocketError::Create`] or `Bind`.
@@ -225,7 +228,7 @@ pub(crate) fn bind_udp(addr: SocketAddr) -> Result<UdpSocket, SocketError> {
 }
 
 /// A nonblocking UDP socket that speaks only with `to`, from a port and address of the system's choice; it
-/// asks for 1 MiB in each direction, as there may be many of these.
+/// asks for a receive buffer of 1 MiB, as there may be many of these.
 ///
 /// # Errors
 /// [`SocketError::Create`], `Bind` or `ConnectUdp`.
@@ -243,33 +246,23 @@ pub(crate) fn connect_udp(to: SocketAddr) -> Result<UdpSocket, SocketError> {
 
 fn udp_socket(local: SocketAddr, buffer: usize) -> Result<Socket, SocketError> {
     let socket = nonblocking(local, Type::DGRAM, Protocol::UDP)?;
-    ask_for_buffers(&socket, buffer);
+    ask_for_receive_buffer(&socket, buffer);
     socket.bind(&local.into()).map_err(|source| SocketError::Bind { addr: local, source })?;
     Ok(socket)
 }
 
-/// Small buffers cost datagrams, not the session, so nothing here is an error. Linux clips the value in
-/// silence, the BSDs refuse it; either way what counts is what the socket then has.
-fn ask_for_buffers(socket: &Socket, bytes: usize) {
-    static RECEIVE_WARNED: Once = Once::new();
-    static SEND_WARNED: Once = Once::new();
-    let (receive_limit, send_limit) = if cfg!(target_os = "linux") {
-        ("net.core.rmem_max", "net.core.wmem_max")
-    } else {
-        ("kern.ipc.maxsockbuf", "kern.ipc.maxsockbuf")
-    };
-    let _ = socket.set_recv_buffer_size(bytes);
-    let _ = socket.set_send_buffer_size(bytes);
-    warn_if_clipped(&RECEIVE_WARNED, "receive", receive_limit, bytes, socket.recv_buffer_size());
-    warn_if_clipped(&SEND_WARNED, "send", send_limit, bytes, socket.send_buffer_size());
-}
-
-fn warn_if_clipped(once: &Once, direction: &str, limit: &str, asked: usize, reported: io::Result<usize>) {
-    let Ok(got) = reported.map(usable) else { return };
+/// A small buffer costs datagrams, not the session, so nothing here is an error. Linux clips the value in
+/// silence, the BSDs refuse it; either way what counts is what the socket then has. The send buffer stays as
+/// it is: a large one would only hold datagrams until they are old.
+fn ask_for_receive_buffer(socket: &Socket, asked: usize) {
+    static WARNED: Once = Once::new();
+    let limit = if cfg!(target_os = "linux") { "net.core.rmem_max" } else { "kern.ipc.maxsockbuf" };
+    let _ = socket.set_recv_buffer_size(asked);
+    let Ok(got) = socket.recv_buffer_size().map(usable) else { return };
     if got < asked {
-        once.call_once(|| {
+        WARNED.call_once(|| {
             tracing::warn!(
-                "the UDP {direction} buffer is {got} bytes instead of {asked}: bursts will be lost; \
+                "the UDP receive buffer is {got} bytes instead of {asked}: bursts will be lost; \
                  set {limit} to {SHARED_UDP_BUFFER} or more"
             );
         });
@@ -299,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_tuned_connection_has_the_values_of_wire_md() {
-        let listener = listen_tcp(V4, &TcpOptions::default()).unwrap();
+        let listener = listen_tcp(V4, false, &TcpOptions::default()).unwrap();
         let (dialed, accepted) = pair(&listener);
         for connection in [&dialed, &accepted] {
             tune_tcp(connection).unwrap();
@@ -318,26 +311,27 @@ mod tests {
 
     #[test]
     fn a_listener_does_not_block_and_its_port_can_be_bound_again() {
-        let listener = listen_tcp(V4, &TcpOptions::default()).unwrap();
+        let listener = listen_tcp(V4, false, &TcpOptions::default()).unwrap();
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let addr = listener.local_addr().unwrap();
         let (dialed, accepted) = pair(&listener);
         // Our side closes first and so keeps the port in TIME_WAIT, which must not keep it from us.
         drop((listener, accepted, dialed));
-        listen_tcp(addr, &TcpOptions::default()).unwrap();
+        listen_tcp(addr, false, &TcpOptions::default()).unwrap();
     }
 
     #[test]
     fn a_port_in_use_is_named() {
-        let listener = listen_tcp(V4, &TcpOptions::default()).unwrap();
+        let listener = listen_tcp(V4, false, &TcpOptions::default()).unwrap();
         let addr = listener.local_addr().unwrap();
-        let error = listen_tcp(addr, &TcpOptions::default()).unwrap_err();
+        let error = listen_tcp(addr, false, &TcpOptions::default()).unwrap_err();
         assert!(error.to_string().contains(&addr.to_string()), "{error}");
     }
 
     #[test]
     fn the_ipv6_wildcard_also_takes_ipv4() {
-        let Ok(listener) = listen_tcp((Ipv6Addr::UNSPECIFIED, 0).into(), &TcpOptions::default()) else {
+        let Ok(listener) = listen_tcp((Ipv6Addr::UNSPECIFIED, 0).into(), false, &TcpOptions::default())
+        else {
             eprintln!("skipped: this machine has no IPv6");
             return;
         };
@@ -361,7 +355,7 @@ mod tests {
     fn accepted_connections_inherit_the_congestion_control() {
         // Reno is part of every kernel and the default of few.
         let options = TcpOptions { congestion: Some("reno".to_owned()), ..TcpOptions::default() };
-        let listener = listen_tcp(V4, &options).unwrap();
+        let listener = listen_tcp(V4, false, &options).unwrap();
         let (_dialed, accepted) = pair(&listener);
         let name = SockRef::from(&accepted).tcp_congestion().unwrap();
         assert!(name.starts_with(b"reno\0") || name == b"reno", "{name:?}");

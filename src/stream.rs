@@ -14,14 +14,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::flow::Flow;
-use crate::tcp::framing::MAX_FRAME_LEN;
+use crate::tcp::framing::{self, MAX_FRAME_LEN};
 
 /// What a write may hold while the stream has a backlog: more would only age in the socket.
 const BACKLOG_WRITE_LEN: usize = 16 << 10;
 /// What a write may hold while the stream takes everything at once.
 const FREE_WRITE_LEN: usize = 64 << 10;
-/// Writes and reads in one turn of the task, so that its neighbours on the thread get theirs.
-const MAX_TURNS: usize = 8;
+/// Writes in one turn of the task, so that its neighbours on the thread get theirs.
+const MAX_WRITES: usize = 8;
+/// Reads in one turn; each may bring many datagrams.
+const MAX_READS: usize = 2;
 /// One read takes at most this; the frame it completes stands in front of it.
 const READ_LEN: usize = 256 << 10;
 
@@ -45,7 +47,7 @@ impl FrameWriter {
         flow: &Flow,
         now: Instant,
     ) -> Poll<io::Error> {
-        for _ in 0..MAX_TURNS {
+        for _ in 0..MAX_WRITES {
             let max = if self.backlog { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
             let Poll::Ready(frames) = flow.poll_front(cx, now, max) else {
                 self.backlog = false;
@@ -74,13 +76,25 @@ impl FrameWriter {
     }
 }
 
+/// How far a sink got with the frames it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// With all whole frames.
+    All,
+    /// Not with all, for it has worked for long enough: it goes on at the next turn of the task.
+    Some,
+    /// Not with all, for it takes no more until it is ready again.
+    Blocked,
+}
+
 /// What a reader hands its frames to.
 pub(crate) trait FrameSink {
-    /// Takes the whole frames at the beginning of `bytes`; says how long those are that it is done with, and
-    /// whether it stopped because it takes no more for now.
-    fn take(&mut self, bytes: &[u8]) -> (usize, bool);
+    /// Takes the whole frames at the beginning of `bytes`; says how long those are that it is done with.
+    fn take(&mut self, bytes: &[u8]) -> (usize, Taken);
     /// Waits until it takes frames again.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// When it last got a frame out, whoever gave it.
+    fn last_sent(&self) -> Option<Instant>;
 }
 
 /// Why a reader ended.
@@ -96,9 +110,11 @@ pub(crate) enum ReadEnd {
 /// Reads frames and hands them to a sink; stops reading while the sink is full.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
-    /// What the sink has not taken: the beginning of a frame, or frames while it is full.
+    /// What the sink has not taken: the beginning of a frame, or also frames where it did not take all.
     rest: Vec<u8>,
-    blocked: bool,
+    /// How many bytes of `rest` it has taken since.
+    used: usize,
+    taken: Taken,
     /// Since when the same frame has been unfinished, or the sink full.
     stalled: Option<Instant>,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -108,12 +124,22 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(frame_timeout: Duration, sink_timeout: Duration) -> Self {
-        Self { rest: Vec::new(), blocked: false, stalled: None, alarm: None, frame_timeout, sink_timeout }
+        Self {
+            rest: Vec::new(),
+            used: 0,
+            taken: Taken::All,
+            stalled: None,
+            alarm: None,
+            frame_timeout,
+            sink_timeout,
+        }
     }
 
-    /// Whether bytes of the peer are here that have not gone on.
-    pub(crate) fn has_rest(&self) -> bool {
-        !self.rest.is_empty()
+    /// Datagrams of the peer that are here and have not gone on, the one that is cut included.
+    pub(crate) fn unfinished(&self) -> u64 {
+        let rest = &self.rest[self.used..];
+        let (len, count) = framing::whole_frames(rest, usize::MAX);
+        count + u64::from(len < rest.len())
     }
 
     /// Reads until the stream has no more or the sink is full; is ready only with the end. `heard` is called
@@ -126,62 +152,87 @@ impl FrameReader {
         now: Instant,
         mut heard: impl FnMut(Instant),
     ) -> Poll<ReadEnd> {
-        for _ in 0..MAX_TURNS {
-            let step = READ.with_borrow_mut(|buffer| self.poll_once(cx, stream, sink, now, buffer));
-            match step {
-                Poll::Ready(Ok(true)) => heard(now),
-                Poll::Ready(Ok(false)) => {}
-                Poll::Ready(Err(end)) => return Poll::Ready(end),
-                Poll::Pending => return self.poll_alarm(cx, now),
+        for _ in 0..MAX_READS {
+            if self.taken == Taken::Blocked {
+                match sink.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(ReadEnd::Broken(error)),
+                    Poll::Pending => return self.poll_alarm(cx, sink.last_sent(), now),
+                }
+            }
+            if self.taken == Taken::All {
+                match READ.with_borrow_mut(|buffer| self.read(cx, stream, sink, now, buffer)) {
+                    Poll::Ready(Ok(())) => heard(now),
+                    Poll::Ready(Err(end)) => return Poll::Ready(end),
+                    Poll::Pending => return self.poll_alarm(cx, None, now),
+                }
+            } else {
+                self.go_on(sink, now);
+            }
+            if self.taken == Taken::Some {
+                break;
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// One read, or one more try to empty a full sink. Says whether bytes were read.
-    fn poll_once(
+    /// One read behind the beginning of a frame that is here already.
+    fn read(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut (impl AsyncRead + Unpin),
         sink: &mut impl FrameSink,
         now: Instant,
         buffer: &mut [u8],
-    ) -> Poll<Result<bool, ReadEnd>> {
+    ) -> Poll<Result<(), ReadEnd>> {
+        // Less than the longest frame: there is room for the whole read.
         let kept = self.rest.len();
+        let mut read = ReadBuf::new(&mut buffer[kept..kept + READ_LEN]);
+        ready!(Pin::new(stream).poll_read(cx, &mut read)).map_err(ReadEnd::Broken)?;
+        let end = kept + read.filled().len();
+        if end == kept {
+            return Poll::Ready(Err(ReadEnd::Closed));
+        }
         buffer[..kept].copy_from_slice(&self.rest);
-        let mut end = kept;
-        if self.blocked {
-            ready!(sink.poll_ready(cx)).map_err(ReadEnd::Broken)?;
-        } else {
-            // A frame's beginning is kept, less than the longest frame: there is room for the whole read.
-            let mut read = ReadBuf::new(&mut buffer[kept..kept + READ_LEN]);
-            ready!(Pin::new(stream).poll_read(cx, &mut read)).map_err(ReadEnd::Broken)?;
-            if read.filled().is_empty() {
-                return Poll::Ready(Err(ReadEnd::Closed));
-            }
-            end += read.filled().len();
-        }
-        let (used, blocked) = sink.take(&buffer[..end]);
-        if used > 0 || self.blocked != blocked {
-            self.stalled = None;
-        }
-        self.blocked = blocked;
+        let (used, taken) = sink.take(&buffer[..end]);
         self.rest.clear();
         self.rest.extend_from_slice(&buffer[used..end]);
-        if self.rest.is_empty() {
+        self.used = 0;
+        self.after(used, taken, now);
+        Poll::Ready(Ok(()))
+    }
+
+    /// One more try with what the sink has not taken.
+    fn go_on(&mut self, sink: &mut impl FrameSink, now: Instant) {
+        let (used, taken) = sink.take(&self.rest[self.used..]);
+        self.used += used;
+        self.after(used, taken, now);
+        if taken == Taken::All {
+            self.rest.drain(..self.used);
+            self.used = 0;
+        }
+    }
+
+    fn after(&mut self, used: usize, taken: Taken, now: Instant) {
+        if used > 0 || self.taken != taken {
+            self.stalled = None;
+        }
+        self.taken = taken;
+        if self.rest.len() == self.used {
+            // An idle link owns no buffer.
             self.rest = Vec::new();
+            self.used = 0;
         } else {
             self.stalled.get_or_insert(now);
         }
-        Poll::Ready(Ok(end > kept))
     }
 
     /// Nothing can be done for now: is that so for too long? The alarm is not moved with every frame; when it
     /// rings too early it is set anew.
-    fn poll_alarm(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<ReadEnd> {
-        let Some(since) = self.stalled else { return Poll::Pending };
-        let (timeout, end) = if self.blocked {
+    fn poll_alarm(&mut self, cx: &mut Context<'_>, sent: Option<Instant>, now: Instant) -> Poll<ReadEnd> {
+        let Some(since) = self.stalled.max(self.stalled.and(sent)) else { return Poll::Pending };
+        let (timeout, end) = if self.taken == Taken::Blocked {
             (self.sink_timeout, ReadEnd::SinkStuck)
         } else {
             (self.frame_timeout, ReadEnd::UnfinishedFrame)

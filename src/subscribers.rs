@@ -7,7 +7,7 @@ use actix::WeakRecipient;
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
-use crate::config::ChildId;
+use crate::config::{ChildId, SUPERVISOR_NAME};
 use crate::event::{Event, EventKind};
 
 /// Events that may wait for one subscriber; what comes then is lost, and counted.
@@ -73,14 +73,18 @@ impl Subscribers {
 /// One event at a time, the next when this one has been handled: `try_send` on a fresh handle would never be
 /// refused (each actix handle has a slot of its own), and so never bounded.
 async fn deliver(to: WeakRecipient<Event>, mut events: mpsc::Receiver<Event>, missed: Arc<AtomicU64>) {
+    let mut since_told = 0;
     while let Some(event) = events.recv().await {
         let Some(recipient) = to.upgrade() else { return };
         if recipient.send(event).await.is_err() {
             return;
         }
-        if events.is_empty() {
+        since_told += 1;
+        // After what came before the loss, as far as can be told.
+        if events.is_empty() || since_told >= SUBSCRIBER_QUEUE {
+            since_told = 0;
             let count = missed.swap(0, Relaxed);
-            let report = Event::now("supervisor".into(), EventKind::Missed { count });
+            let report = Event::now(SUPERVISOR_NAME.into(), EventKind::Missed { count });
             if count > 0 && recipient.send(report).await.is_err() {
                 return;
             }

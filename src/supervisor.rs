@@ -6,17 +6,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::clock::now;
 use crate::config::{ChildId, ConfigError, SessionConfig, SupervisorConfig};
 use crate::event::{Cause, Event, EventKind};
 use crate::link::{ChildEnded, Ending, Mortal, Part};
-use crate::session::{GetSession, PartEnded, RelaySessionActor, RestartPart, Seed, SessionInfo, Stop};
+use crate::session::{
+    GetSession, PartEnded, RelaySessionActor, RestartPart, Seed, SessionInfo, SessionState, Stop,
+};
 use crate::sockets::Sockets;
 use crate::sockopt::SocketError;
 use crate::subscribers::{Filter, Subscribers};
@@ -200,6 +203,7 @@ impl SupervisorActor {
         if self.shut_down {
             return Err(StartError::ShutDown);
         }
+        self.config.validate()?;
         config.validate()?;
         let name = config.name.clone();
         if self.slots.contains_key(&name) {
@@ -226,6 +230,8 @@ impl SupervisorActor {
         let slot = self.slots.get_mut(name)?;
         self.lives += 1;
         slot.life = self.lives;
+        // Its links begin anew, and so do their numbers.
+        slot.restarts.retain(|part, _| *part == Part::Session);
         let reporter = Reporter {
             child: name.clone(),
             to: this.clone().recipient(),
@@ -258,6 +264,7 @@ impl SupervisorActor {
             stopping.into_iter().flatten().for_each(|waiting| {
                 let _ = waiting.send(());
             });
+            self.publish(name, EventKind::StateChanged { state: SessionState::Closed });
             self.publish(name, EventKind::SessionStopped);
         }
     }
@@ -307,9 +314,7 @@ impl SupervisorActor {
         if let Some(addr) = &slot.addr {
             addr.do_send(PartEnded { part: who.part, round: who.round, ending: ending.clone(), again_in });
         }
-        if ending.cause == Cause::Panicked {
-            self.publish(&who.session, EventKind::ActorPanicked { actor: who.part.to_string() });
-        }
+        self.report_ending(&who, &ending, again_in);
         match verdict {
             Some(Verdict::After(wait)) => {
                 ctx.run_later(wait, move |act, ctx| act.restart_due(&who, ctx));
@@ -320,6 +325,19 @@ impl SupervisorActor {
             // A session that ended without a fault and untold: its thread is gone.
             None if who.part == Part::Session => self.give_up(&who.session, ending.detail),
             None => {}
+        }
+    }
+
+    /// Of a link the session itself tells, when it hears of it.
+    fn report_ending(&mut self, who: &Mortal, ending: &Ending, retry_in: Option<Duration>) {
+        let actor = who.part.to_string();
+        match (ending.cause, who.part) {
+            (Cause::Panicked, _) => self.publish(&who.session, EventKind::ActorPanicked { actor }),
+            (Cause::Broken, Part::Session | Part::Endpoint(_)) => {
+                let error = ending.detail.clone();
+                self.publish(&who.session, EventKind::ActorFailed { actor, error, retry_in });
+            }
+            _ => {}
         }
     }
 
@@ -355,10 +373,6 @@ fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
         }
         Cause::Told | Cause::Replaced | Cause::Forgotten => None,
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Actor for SupervisorActor {

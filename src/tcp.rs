@@ -18,13 +18,14 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::clock::now;
 use crate::counters::DropReason;
 use crate::event::{Cause, EventKind};
 use crate::lane::Lane;
 use crate::link::{Ending, Obituary};
-use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd};
+use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
-use crate::udp_io::UdpIo;
+use crate::udp_io::{Full, UdpIo};
 
 pub(crate) mod framing;
 
@@ -77,7 +78,7 @@ impl TcpPeerActor {
     ) -> Self {
         Self {
             stream,
-            udp: UdpSender { io: udp, lane: lane.clone(), reporter },
+            udp: UdpSender { io: udp, lane: lane.clone(), reporter, full: Full::default() },
             lane,
             reader: FrameReader::new(FRAME_TIMEOUT, UDP_TIMEOUT),
             writer: FrameWriter::default(),
@@ -135,9 +136,7 @@ impl TcpPeerActor {
 
     fn finish(&mut self, mut ending: Ending) {
         ending.proven = self.heard || now().duration_since(self.began) >= PROVEN_LIFETIME;
-        if self.reader.has_rest() {
-            self.lane.counters.dropped(DropReason::ConnectionLost, 1);
-        }
+        self.lane.counters.dropped(DropReason::ConnectionLost, self.reader.unfinished());
         self.lane.flow.restart();
         self.obituary.end(ending);
     }
@@ -153,10 +152,6 @@ fn told(cause: Cause) -> &'static str {
         Cause::Forgotten => "its application is silent",
         _ => "told to disconnect",
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Actor for TcpPeerActor {
@@ -202,15 +197,16 @@ struct UdpSender {
     io: Arc<UdpIo>,
     lane: Arc<Lane>,
     reporter: Reporter,
+    full: Full,
 }
 
 impl FrameSink for UdpSender {
-    fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
+    fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
         let counters = &self.lane.counters;
         let Some(party) = self.lane.party() else {
             let (used, datagrams) = framing::whole_frames(bytes, usize::MAX);
             counters.dropped(DropReason::NoApplication, datagrams);
-            return (used, false);
+            return (used, Taken::All);
         };
         let sent = self.io.send_frames(bytes, party.to, party.from);
         if sent.datagrams > 0 {
@@ -222,11 +218,20 @@ impl FrameSink for UdpSender {
             counters.dropped(DropReason::ServiceUnreachable, sent.refused);
             report_unreachable(&self.lane, &self.reporter, party.to);
         }
-        (sent.used, sent.blocked)
+        let taken = match framing::first_datagram(&bytes[sent.used..]) {
+            None => Taken::All,
+            Some(_) if sent.blocked => Taken::Blocked,
+            Some(_) => Taken::Some,
+        };
+        (sent.used, taken)
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.poll_writable(cx)
+        self.io.poll_writable(cx, &mut self.full)
+    }
+
+    fn last_sent(&self) -> Option<Instant> {
+        self.io.last_sent()
     }
 }
 

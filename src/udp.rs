@@ -16,6 +16,7 @@ use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tokio::time::Sleep;
 
+use crate::clock::{OncePerSecond, now};
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::Batch;
 use crate::event::{Cause, EventKind};
@@ -29,11 +30,9 @@ use sources::Sources;
 pub(crate) mod sources;
 
 /// Receives of up to 32 buffers in one turn of the task.
-const MAX_TURNS: usize = 4;
+const MAX_TURNS: usize = 2;
 /// The socket is broken when it reports this many errors and nothing else.
 const MAX_ERRORS_IN_A_ROW: u32 = 1000;
-/// `SourceRefused` is reported this often at most.
-const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// To the session: a local application sent its first datagram. The lane that serves it comes with it.
 #[derive(Clone, Debug, Message)]
@@ -95,7 +94,8 @@ pub(crate) struct Applications {
     counters: Arc<LiveCounters>,
     tell: Addr<crate::session::RelaySessionActor>,
     reporter: Reporter,
-    refused: Option<Instant>,
+    refused: OncePerSecond,
+    taken_over: OncePerSecond,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -128,8 +128,28 @@ impl Applications {
                 _ => spare = Some(lane),
             }
         }
-        let single = max_sources == 1;
-        Self { sources, spare, app, single, maker, counters, tell, reporter, refused: None, alarm: None }
+        let mut applications = Self {
+            sources,
+            spare,
+            app,
+            single: max_sources == 1,
+            maker,
+            counters,
+            tell,
+            reporter,
+            refused: OncePerSecond::default(),
+            taken_over: OncePerSecond::default(),
+            alarm: None,
+        };
+        applications.set_alarm();
+        applications
+    }
+
+    /// For the first source that will have been idle for too long. A single application is not forgotten: the
+    /// next one takes its place.
+    fn set_alarm(&mut self) {
+        let due = self.sources.next_due(|lane| lane.last_activity()).filter(|_| !self.single);
+        self.alarm = due.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
     }
 
     fn take(&mut self, now: Instant, source: UdpParty, batch: Batch) {
@@ -142,16 +162,15 @@ impl Applications {
             }
         } else {
             self.counters.dropped(DropReason::TooManySources, batch.datagrams);
-            if self.refused.is_none_or(|at| now >= at + REFUSED_INTERVAL) {
-                self.refused = Some(now);
-                self.reporter.report(EventKind::SourceRefused { source: source.to });
+            if let Some(more) = self.refused.pass(now) {
+                self.reporter.report(EventKind::SourceRefused { source: source.to, more });
             }
         }
     }
 
     fn admit(&mut self, now: Instant, source: UdpParty) -> Option<Arc<Lane>> {
         let lane = if self.single {
-            self.take_over()?
+            self.take_over(now, source)?
         } else if self.spare.is_some() && self.app.is_none_or(|app| app == source.to) {
             self.spare.take()?
         } else if self.sources.is_full() {
@@ -161,17 +180,22 @@ impl Applications {
         };
         lane.set_party(Some(source));
         self.sources.insert(now, source, lane.clone());
-        if !self.single && self.alarm.is_none() {
-            let (_, next) = self.sources.expire(now, |lane| lane.last_activity());
-            self.alarm = next.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        if self.alarm.is_none() {
+            self.set_alarm();
         }
-        // Bounded: a message for each source that is admitted.
+        // Bounded: one for each place there is, or one a second where there is one.
         self.tell.do_send(SourceAppeared { source: source.to, lane: lane.clone() });
         Some(lane)
     }
 
-    fn take_over(&mut self) -> Option<Arc<Lane>> {
+    /// The one lane goes to the application it is kept for, else to the newest: it may be the same as before,
+    /// restarted on another port. But at most once a second: two that both send must not flood everybody with news.
+    fn take_over(&mut self, now: Instant, source: UdpParty) -> Option<Arc<Lane>> {
+        if self.app.is_some_and(|app| app != source.to) {
+            return None;
+        }
         let Some(old) = self.sources.any() else { return self.spare.take() };
+        self.taken_over.pass(now)?;
         let lane = self.sources.remove(&old)?;
         self.tell.do_send(SourceForgotten { source: old.to, lane: lane.clone(), replaced: true });
         Some(lane)
@@ -182,11 +206,10 @@ impl Applications {
             if alarm.as_mut().poll(cx).is_pending() {
                 return;
             }
-            let (gone, next) = self.sources.expire(now(), |lane| lane.last_activity());
-            for (source, lane) in gone {
+            for (source, lane) in self.sources.expire(now(), |lane| lane.last_activity()) {
                 self.tell.do_send(SourceForgotten { source: source.to, lane, replaced: false });
             }
-            self.alarm = next.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+            self.set_alarm();
         }
     }
 }
@@ -247,10 +270,6 @@ impl UdpEndpointActor {
         (self.errors > MAX_ERRORS_IN_A_ROW)
             .then(|| Ending::new(Cause::Broken, format!("receiving UDP at {}: {error}", self.io.local())))
     }
-}
-
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 impl Actor for UdpEndpointActor {

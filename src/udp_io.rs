@@ -5,19 +5,23 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
+use crate::clock::{self, Moment};
 use crate::datagrams::{Batch, BatchBuilder, framed_len};
 use crate::lane::UdpParty;
 use crate::tcp::framing::{self, Run};
 
 /// One received buffer holds at most this: a GRO train or one datagram. Smaller ones truncate silently.
 const BUFFER_LEN: usize = 1 << 16;
+
+/// System calls in one [`UdpIo::send_frames`].
+const MAX_CALLS: usize = 64;
 
 /// Buffers offered to a socket that had few datagrams the last time: each costs some work even if unused.
 const FEW_BUFFERS: usize = 4;
@@ -54,6 +58,8 @@ pub(crate) struct Sent {
     pub(crate) refused: u64,
     /// The socket takes no more for now.
     pub(crate) blocked: bool,
+    /// System calls made.
+    calls: usize,
 }
 
 /// A UDP socket on this thread's reactor.
@@ -62,11 +68,10 @@ pub(crate) struct UdpIo {
     /// Registered for reading only: registered for writing, each datagram sent would wake this thread once
     /// more, at the moment its receiver takes it.
     socket: AsyncFd<UdpSocket>,
-    /// Registered for writing while the socket is full.
-    full: Mutex<Option<AsyncFd<OwnedFd>>>,
     state: UdpSocketState,
     /// How many buffers the next receive offers: few while datagrams come one at a time.
     offered: AtomicUsize,
+    last_sent: Moment,
     local: SocketAddr,
     peer: Option<SocketAddr>,
 }
@@ -80,9 +85,9 @@ impl UdpIo {
         let socket = register(socket, Interest::READABLE)?;
         Ok(Self {
             socket,
-            full: Mutex::new(None),
             state,
             offered: AtomicUsize::new(FEW_BUFFERS),
+            last_sent: Moment::default(),
             local,
             peer,
         })
@@ -165,15 +170,24 @@ impl UdpIo {
     }
 
     /// Sends the datagrams of the whole frames at the beginning of `frames` to `to`, from the local address
-    /// `from` if that is given, until all are sent or the socket takes no more.
+    /// `from` if that is given, until all are sent, the socket takes no more, or many calls have been made: a
+    /// frame without payload is two bytes to the far side and a call to us.
     pub(crate) fn send_frames(&self, frames: &[u8], to: SocketAddr, from: Option<IpAddr>) -> Sent {
         let mut sent = Sent::default();
-        while !sent.blocked {
+        while !sent.blocked && sent.calls < MAX_CALLS {
             let rest = &frames[sent.used..];
             let Some(run) = framing::first_run(rest, self.state.max_gso_segments()) else { break };
             self.send_run(rest, run, to, from, &mut sent);
         }
+        if sent.datagrams > 0 {
+            self.last_sent.set(clock::now());
+        }
         sent
+    }
+
+    /// When a datagram last left the socket, whoever sent it.
+    pub(crate) fn last_sent(&self) -> Option<Instant> {
+        self.last_sent.get()
     }
 
     fn send_run(&self, frames: &[u8], run: Run, to: SocketAddr, from: Option<IpAddr>, sent: &mut Sent) {
@@ -219,7 +233,11 @@ impl UdpIo {
     /// A lone datagram needs no control message, unless its source address must be named.
     fn send_single(&self, datagram: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
         match (from, self.peer) {
-            (Some(_), _) => self.try_send(datagram, None, to, from),
+            (Some(_), _) => match self.try_send(datagram, None, to, from) {
+                // The address it was sent to is no address to send from: a subnet's broadcast address.
+                Err(error) if is_no_source(&error) => self.send_single(datagram, to, None),
+                done => done,
+            },
             (None, Some(_)) => self.socket.get_ref().send(datagram).map(|_| ()),
             (None, None) => self.socket.get_ref().send_to(datagram, to).map(|_| ()),
         }
@@ -236,20 +254,22 @@ impl UdpIo {
         self.state.try_send(self.socket.get_ref().into(), &transmit)
     }
 
-    /// Waits until the socket takes datagrams again.
-    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
-        if full.is_none() {
-            let socket = self.socket.as_fd().try_clone_to_owned()?;
-            *full = Some(register(socket, Interest::WRITABLE)?);
-        }
-        if let Some(socket) = &*full {
-            ready!(socket.poll_write_ready(cx))?.retain_ready();
-        }
-        *full = None;
+    /// Waits until the socket takes datagrams again. `full` is the caller's own: many links may wait for one
+    /// socket, and a registration wakes only one.
+    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>, full: &mut Full) -> Poll<io::Result<()>> {
+        let socket = match &mut full.0 {
+            Some(socket) => socket,
+            none => none.insert(register(self.socket.as_fd().try_clone_to_owned()?, Interest::WRITABLE)?),
+        };
+        ready!(socket.poll_write_ready(cx))?.retain_ready();
+        full.0 = None;
         Poll::Ready(Ok(()))
     }
 }
+
+/// A registration for writing, for as long as the socket is full.
+#[derive(Debug, Default)]
+pub(crate) struct Full(Option<AsyncFd<OwnedFd>>);
 
 fn frame(metas: &[RecvMeta], buffers: &[u8]) -> Batch {
     let mut builder =
@@ -263,6 +283,7 @@ fn frame(metas: &[RecvMeta], buffers: &[u8]) -> Batch {
 /// The ICMP error of an earlier datagram is reported in place of sending this one: it is noted, and this one
 /// sent.
 fn past_icmp(sent: &mut Sent, mut send: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    sent.calls += 1;
     match send() {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             sent.refused += 1;
@@ -277,6 +298,13 @@ fn past_icmp(sent: &mut Sent, mut send: impl FnMut() -> io::Result<()>) -> io::R
 #[allow(deprecated, reason = "see above")]
 fn register<T: Into<OwnedFd> + AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(socket, interest)
+}
+
+fn is_no_source(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidInput | ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable
+    )
 }
 
 fn would_block(error: &io::Error) -> bool {

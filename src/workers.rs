@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use actix_rt::{Arbiter, ArbiterHandle};
+use tokio::sync::oneshot;
 
 /// Threads that do not end by then are left behind: a resolver that hangs holds one for as long as it likes.
 const JOIN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,10 +41,13 @@ impl Workers {
         for arbiter in &self.arbiters {
             arbiter.stop();
         }
-        let joined = tokio::task::spawn_blocking(move || {
+        let (done, joined) = oneshot::channel();
+        // A thread of its own, not one of the runtime's: the runtime would wait for it when it ends.
+        std::thread::spawn(move || {
             for arbiter in self.arbiters {
                 let _ = arbiter.join();
             }
+            let _ = done.send(());
         });
         let _ = tokio::time::timeout(JOIN_TIMEOUT, joined).await;
     }

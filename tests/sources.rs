@@ -59,7 +59,7 @@ async fn sources_beyond_the_limit_are_refused_and_counted() {
     }
     let refused = house
         .event("near", |kind| match kind {
-            EventKind::SourceRefused { source } => Some(*source),
+            EventKind::SourceRefused { source, .. } => Some(*source),
             _ => None,
         })
         .await;

@@ -84,7 +84,7 @@ impl Queue {
         if weight(batch.frames.len(), batch.datagrams) > room {
             let (len, count) = fitting(&batch.frames, room);
             self.dropped.full += batch.datagrams - count;
-            batch.frames.truncate(len);
+            batch.frames = first(&batch.frames, len);
             batch.datagrams = count;
         }
         if batch.datagrams > 0 {
@@ -115,7 +115,7 @@ impl Queue {
         if let Some(head) = self.entries.front_mut() {
             self.weight -= weight(head.frames.len() - self.begun, head.datagrams - 1);
             self.dropped.expired += head.datagrams - 1;
-            head.frames.truncate(self.begun);
+            head.frames = first(&head.frames, self.begun);
             head.datagrams = 1;
         }
     }
@@ -187,6 +187,12 @@ impl Queue {
 
 fn weight(bytes: usize, datagrams: u64) -> usize {
     bytes + FRAME_WEIGHT * usize::try_from(datagrams).unwrap_or(usize::MAX / FRAME_WEIGHT)
+}
+
+/// The first `len` bytes; copied where they are few, so that what is queued does not hold much more memory than
+/// it weighs.
+fn first(frames: &Bytes, len: usize) -> Bytes {
+    if len < frames.len() / 2 { Bytes::copy_from_slice(&frames[..len]) } else { frames.slice(..len) }
 }
 
 /// Length and number of the first frames that together weigh `room` at most.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// What a session is doing. The seeds name no values; these are ours, from the worst to the best: a
 /// session's state is the best of its links'.
@@ -18,7 +18,7 @@ pub enum SessionState {
     /// A failed connection is about to be tried again.
     Backoff {
         /// When, by this machine's clock; until then the far side is not bothered.
-        #[serde(serialize_with = "as_rfc3339")]
+        #[serde(serialize_with = "crate::event::as_rfc3339")]
         until: SystemTime,
     },
     /// Waiting for peers.
@@ -50,10 +50,6 @@ impl fmt::Display for SessionState {
             Self::Connected => "connected",
         })
     }
-}
-
-fn as_rfc3339<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&humantime::format_rfc3339_millis(*at))
 }
 
 #[cfg(test)]

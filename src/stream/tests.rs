@@ -1,7 +1,6 @@
 use super::*;
 use crate::counters::LiveCounters;
 use crate::datagrams::BatchBuilder;
-use crate::tcp::framing;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -89,17 +88,21 @@ struct Bursty {
 }
 
 impl FrameSink for Bursty {
-    fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
-        let mut used = 0;
+    fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
+        let (mut used, mut work) = (0, 0);
         while let Some(datagram) = framing::first_datagram(&bytes[used..]) {
             if self.left == 0 {
-                return (used, true);
+                return (used, Taken::Blocked);
             }
+            if work == 2 {
+                return (used, Taken::Some);
+            }
+            work += 1;
             self.left -= 1;
             self.taken.push(datagram.to_vec());
             used += framing::HEADER_LEN + datagram.len();
         }
-        (used, false)
+        (used, Taken::All)
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -109,6 +112,10 @@ impl FrameSink for Bursty {
         self.left = self.burst;
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(()))
+    }
+
+    fn last_sent(&self) -> Option<Instant> {
+        None
     }
 }
 

@@ -45,7 +45,7 @@ impl Restart {
     /// Network trouble is for ever tried again; only panics end it.
     pub(crate) fn ended(&mut self, now: Instant, outcome: Outcome, jitter: f64, limits: &Limits) -> Verdict {
         if outcome == Outcome::Panicked {
-            self.panics.retain(|at| *at + limits.panic_window > now);
+            self.panics.retain(|at| now.saturating_duration_since(*at) < limits.panic_window);
             if self.panics.len() >= limits.max_panics {
                 return Verdict::GiveUp;
             }

@@ -47,21 +47,27 @@ impl<K: Eq + Hash + Copy, T> Sources<K, T> {
         self.entries.keys().next().copied()
     }
 
-    /// Takes out the sources that have been idle for the whole time, and says when to look again. What a
-    /// source last did is known to its value alone.
+    /// Takes out the sources that have been idle for the whole time. What a source last did is known to its
+    /// value alone.
     pub(crate) fn expire(
         &mut self,
         now: Instant,
         last_activity: impl Fn(&T) -> Option<Instant>,
-    ) -> (Vec<(K, T)>, Option<Instant>) {
+    ) -> Vec<(K, T)> {
         let idle = self.idle;
-        let due = |entry: &Entry<T>| {
-            last_activity(&entry.value).map_or(entry.since, |at| at.max(entry.since)) + idle
-        };
-        let gone =
-            self.entries.extract_if(|_, entry| due(entry) <= now).map(|(key, entry)| (key, entry.value));
-        let gone = gone.collect();
-        (gone, self.entries.values().map(due).min())
+        let gone = self.entries.extract_if(|_, entry| entry.due(idle, &last_activity) <= now);
+        gone.map(|(key, entry)| (key, entry.value)).collect()
+    }
+
+    /// When to look for idle ones again.
+    pub(crate) fn next_due(&self, last_activity: impl Fn(&T) -> Option<Instant>) -> Option<Instant> {
+        self.entries.values().map(|entry| entry.due(self.idle, &last_activity)).min()
+    }
+}
+
+impl<T> Entry<T> {
+    fn due(&self, idle: Duration, last_activity: &impl Fn(&T) -> Option<Instant>) -> Instant {
+        last_activity(&self.value).map_or(self.since, |at| at.max(self.since)) + idle
     }
 }
 
@@ -79,11 +85,10 @@ mod tests {
         sources.insert(start, 1, start);
         sources.insert(start, 2, start + Duration::from_secs(200));
         assert!(sources.is_full());
-        assert_eq!(sources.expire(start, |at| Some(*at)), (vec![], Some(start + IDLE)));
-        let later = start + IDLE;
-        let (gone, next) = sources.expire(later, |at| Some(*at));
-        assert_eq!(gone, [(1, start)]);
-        assert_eq!(next, Some(start + Duration::from_secs(500)));
+        assert_eq!(sources.expire(start, |at| Some(*at)), []);
+        assert_eq!(sources.next_due(|at| Some(*at)), Some(start + IDLE));
+        assert_eq!(sources.expire(start + IDLE, |at| Some(*at)), [(1, start)]);
+        assert_eq!(sources.next_due(|at| Some(*at)), Some(start + Duration::from_secs(500)));
         assert_eq!(sources.get(&1), None);
         assert_eq!(sources.any(), Some(2));
     }
@@ -98,12 +103,11 @@ mod tests {
             let mut model: HashMap<u8, Instant> = HashMap::new();
             for (source, wait) in steps {
                 now += Duration::from_secs(wait);
-                let (gone, next) = sources.expire(now, |_: &()| None);
-                for (source, ()) in gone {
+                for (source, ()) in sources.expire(now, |_: &()| None) {
                     prop_assert!(model.remove(&source).unwrap() + IDLE <= now);
                 }
                 prop_assert!(model.values().all(|since| *since + IDLE > now));
-                prop_assert_eq!(next, model.values().map(|since| *since + IDLE).min());
+                prop_assert_eq!(sources.next_due(|_| None), model.values().map(|since| *since + IDLE).min());
                 if sources.get(&source).is_none() && !sources.is_full() {
                     sources.insert(now, source, ());
                     model.insert(source, now);
