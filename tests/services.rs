@@ -138,7 +138,7 @@ async fn an_application_comes_back_on_another_port_where_there_are_many_places()
     let entry = to_far_service(&mut house, echo.addr).await;
     for life in 0..4 {
         let app = udp().await;
-        echoed_once(&app, entry, format!("life {life}").as_bytes()).await;
+        until_echoed(&app, entry, &format!("life {life}")).await;
     }
     house.shutdown().await;
 }
@@ -149,7 +149,7 @@ async fn an_application_comes_back_on_another_port_where_it_was_called() {
     let entry = to_near_service(&mut house, echo.addr).await;
     for life in 0..4 {
         let app = udp().await;
-        echoed_once(&app, entry, format!("life {life}").as_bytes()).await;
+        until_echoed(&app, entry, &format!("life {life}")).await;
     }
     let mut disconnected = 0;
     for event in house.reported() {
