@@ -176,3 +176,37 @@ async fn an_answer_to_a_source_known_before_the_panic_still_reaches_it() {
     assert_eq!(tunnel.house.info("near").await.links.len(), 2);
     tunnel.works_at_the_same_ports().await;
 }
+
+#[actix::test]
+async fn sources_known_before_the_panic_of_their_endpoint_are_still_forgotten_in_time() {
+    let mut house = House::new().await;
+    let echo = Echo::start().await;
+    house.start(SessionConfig::listen("far", any()).udp_forward(echo.addr)).await;
+    let far = house.info("far").await.local_tcp[0];
+    let mut near = SessionConfig::connect("near", far).local_udp(any());
+    near.source_idle = std::time::Duration::from_millis(500);
+    house.start(near).await;
+    let near = house.info("near").await.local_udp.unwrap();
+    let (one, other) = (udp().await, udp().await);
+    until_echoed(&one, near, "one").await;
+    until_echoed(&other, near, "other").await;
+    let message = InSession { session: "near".into(), message: PanicIn::Endpoint };
+    house.supervisor.send(message).await.unwrap().unwrap();
+    for _ in 0..2 {
+        let forgotten = |kind: &EventKind| matches!(kind, EventKind::SourceForgotten { .. }).then_some(());
+        house.event("near", forgotten).await;
+    }
+    house.shutdown().await;
+}
+
+#[actix::test]
+async fn a_supervisor_that_never_forgets_a_panic_survives_several() {
+    let mut config = SupervisorConfig::default();
+    config.panic_window = std::time::Duration::MAX;
+    let mut tunnel = Tunnel::with(config).await;
+    for _ in 0..3 {
+        tunnel.panic_in("near", PanicIn::Endpoint).await;
+        until_echoed(&tunnel.app, tunnel.near, "again").await;
+    }
+    tunnel.works_at_the_same_ports().await;
+}
