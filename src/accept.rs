@@ -4,6 +4,7 @@
 //! never sent anything or has been silent for 5 s; else it waits that long in the lobby. With more places a
 //! newcomer waits in the lobby until it has sent something, so that those who only knock cost no UDP socket.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use std::task::{Context as TaskContext, Poll};
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use crate::clock::now;
 use crate::event::{Cause, EventKind, Refusal};
@@ -150,21 +152,38 @@ impl RelaySessionActor {
     }
 }
 
-/// Accepts at all addresses of the session, and looks at the lobby, each time the session is woken.
-pub(crate) struct Accept;
+/// Looks at the lobby and accepts at all addresses of the session, each time that is woken.
+#[derive(Default)]
+pub(crate) struct Accept {
+    /// When the lobby opens again.
+    opens: Option<Pin<Box<Sleep>>>,
+}
+
+impl Accept {
+    /// Whether there is room in the lobby; if not, it will be looked at again when there is.
+    fn is_open(&mut self, act: &RelaySessionActor, cx: &mut TaskContext<'_>) -> bool {
+        let Some(until) = act.lobby.closed_until(now()) else { return true };
+        let until = until.into();
+        let opens = self.opens.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        opens.as_mut().reset(until);
+        opens.as_mut().poll(cx).is_ready()
+    }
+}
 
 impl ActorFuture<RelaySessionActor> for Accept {
     type Output = ();
 
     fn poll(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         act: &mut RelaySessionActor,
         ctx: &mut Context<RelaySessionActor>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
+        look_at_lobby(act, cx);
         let mut turns = 0;
         for index in 0..act.listeners.len() {
             while turns < MAX_TURNS
+                && self.is_open(act, cx)
                 && let Some(listener) = act.listeners.get_mut(index)
                 && let Poll::Ready(incoming) = listener.poll_accept(cx)
             {
@@ -176,13 +195,19 @@ impl ActorFuture<RelaySessionActor> for Accept {
         if turns == MAX_TURNS {
             cx.waker().wake_by_ref();
         }
-        if act.config.peer_limit() == 1 {
-            act.lobby.drop_closed(cx);
-        } else {
-            while let Poll::Ready(waiting) = act.lobby.poll_spoken(cx) {
-                act.on_spoken(waiting);
-            }
+        if turns > 0 {
+            look_at_lobby(act, cx);
         }
         Poll::Pending
+    }
+}
+
+fn look_at_lobby(act: &mut RelaySessionActor, cx: &mut TaskContext<'_>) {
+    if act.config.peer_limit() == 1 {
+        act.lobby.drop_closed(cx);
+    } else {
+        while let Poll::Ready(waiting) = act.lobby.poll_spoken(cx) {
+            act.on_spoken(waiting);
+        }
     }
 }

@@ -105,12 +105,26 @@ fn run(cli: Cli) -> Result<i32, Failure> {
         }
     };
     start_logging(&common);
+    raise_descriptor_limit();
     let system = System::new();
     let end = system.block_on(serve(plan, voice(&common), hint));
     // Not dropped: it would wait for its threads, and one that hangs in the resolver hangs for long. The process
     // ends now.
     std::mem::forget(system);
     end
+}
+
+/// Each peer and each application costs two descriptors, and the usual soft limit is 1,024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "raising the limit of open descriptors");
+    }
 }
 
 /// What is to be said to somebody who lets everybody in.

@@ -113,6 +113,15 @@ pub(crate) struct Lobby {
 impl Lobby {
     /// What may wait. Each costs a descriptor and some hundred bytes.
     pub(crate) const LIMIT: usize = 128;
+    /// Nobody is evicted sooner: what he has sent may not have been noticed yet. Until then newcomers wait in the
+    /// kernel's queue.
+    const GRACE: Duration = Duration::from_secs(1);
+
+    /// Until when nobody can come in: it is full, and its oldest came just now.
+    pub(crate) fn closed_until(&self, now: Instant) -> Option<Instant> {
+        let oldest = self.waiting.front().filter(|_| self.waiting.len() >= Self::LIMIT)?;
+        Some(oldest.since + Self::GRACE).filter(|until| *until > now)
+    }
 
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()

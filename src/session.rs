@@ -351,7 +351,7 @@ impl Actor for RelaySessionActor {
             ctx.stop();
             return;
         }
-        ctx.spawn(Accept);
+        ctx.spawn(Accept::default());
         if !self.stats_interval.is_zero() {
             ctx.run_later(self.stats_interval, Self::report_stats);
         }

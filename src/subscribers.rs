@@ -11,7 +11,10 @@ use crate::config::{ChildId, SUPERVISOR_NAME};
 use crate::event::{Event, EventKind};
 
 /// Events that may wait for one subscriber; what comes then is lost, and counted.
-pub const SUBSCRIBER_QUEUE: usize = 256;
+pub const SUBSCRIBER_QUEUE: usize = 1024;
+
+/// Subscribers that have not taken their last events by then are left without.
+const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Which events a subscriber wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,7 @@ struct Subscriber {
     filter: Filter,
     queue: mpsc::Sender<Event>,
     missed: Arc<AtomicU64>,
+    delivery: tokio::task::JoinHandle<()>,
 }
 
 /// All subscribers of a supervisor.
@@ -52,12 +56,22 @@ impl Subscribers {
         let (queue, events) = mpsc::channel(SUBSCRIBER_QUEUE);
         let missed = Arc::new(AtomicU64::new(0));
         let recipient = recipient.downgrade();
-        actix_rt::spawn(deliver(recipient.clone(), events, missed.clone()));
-        self.0.push(Subscriber { recipient, filter, queue, missed });
+        let delivery = actix_rt::spawn(deliver(recipient.clone(), events, missed.clone()));
+        self.0.push(Subscriber { recipient, filter, queue, missed, delivery });
     }
 
     pub(crate) fn remove(&mut self, recipient: &Recipient<Event>) {
         self.0.retain(|subscriber| subscriber.recipient.upgrade().as_ref() != Some(recipient));
+    }
+
+    /// Waits until all have what was published, but not for long.
+    pub(crate) async fn flush(self) {
+        let deadline = tokio::time::Instant::now() + FLUSH_TIMEOUT;
+        for Subscriber { queue, delivery, .. } in self.0 {
+            drop(queue);
+            // A subscriber that panicked needs no events.
+            let _ = tokio::time::timeout_at(deadline, delivery).await;
+        }
     }
 
     pub(crate) fn publish(&mut self, event: &Event) {

@@ -125,7 +125,9 @@ pub struct Unsubscribe {
     pub recipient: Recipient<Event>,
 }
 
-/// Stops all sessions in order, then their threads, then the supervisor; takes at most 2 s.
+/// Stops all sessions in order, then their threads, then the supervisor; takes at most 2 s. When the answer comes,
+/// the subscribers have had their last events. A thread that hangs in the system's resolver is left behind; the
+/// end of the actix system may still wait for it.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown;
@@ -475,6 +477,7 @@ impl Handler<Shutdown> for SupervisorActor {
         Box::pin(
             all.into_actor(self)
                 .then(|(), act, _| std::mem::take(&mut act.workers).join().into_actor(act))
+                .then(|(), act, _| std::mem::take(&mut act.subscribers).flush().into_actor(act))
                 .map(|(), _, ctx| ctx.stop()),
         )
     }

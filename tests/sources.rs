@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use actix_relay::config::SessionConfig;
-use actix_relay::event::{Cause, EventKind};
+use actix_relay::event::{Cause, Event, EventKind};
 use support::{Echo, House, any, echoed_once, patient, receive, soon, udp, until_echoed};
 
 #[actix::test]
@@ -171,5 +171,29 @@ async fn sources_that_come_and_go_leave_nothing_behind() {
     let sum = house.info("near").await.counters;
     assert!(sum.to_tcp.datagrams >= 40, "links that are gone are counted too");
     house.reported();
+    house.shutdown().await;
+}
+
+/// More at once than the far side's lobby holds: nobody is turned away for having come a moment ago.
+#[actix::test]
+async fn a_burst_of_new_applications_is_served_whole() {
+    let mut house = House::new().await;
+    let echo = Echo::start().await;
+    let far = house.listen(patient(SessionConfig::listen("far", any()).udp_forward(echo.addr))).await;
+    let mut near = patient(SessionConfig::connect("near", far).local_udp(any()));
+    near.max_sources = 400;
+    let near = house.local(near).await;
+    let mut apps = Vec::new();
+    for _ in 0..300 {
+        apps.push(udp().await);
+    }
+    for app in &apps {
+        app.send_to(b"one of many", near).await.unwrap();
+    }
+    for app in &apps {
+        assert_eq!(receive(app).await.0, b"one of many");
+    }
+    let refused = |event: &Event| matches!(event.kind, EventKind::PeerRefused { .. });
+    assert!(!house.reported().iter().any(refused));
     house.shutdown().await;
 }
