@@ -195,6 +195,10 @@ impl RelaySessionActor {
         since: Instant,
         dialed: bool,
     ) -> Result<(), SocketError> {
+        if self.stopping {
+            // The UDP side is closing: the connection is closed by being dropped.
+            return Ok(());
+        }
         let udp = self.udp_of(id)?;
         if let Some(link) = self.links.get_mut(&id).filter(|_| !dialed) {
             link.round += 1;
