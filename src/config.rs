@@ -480,7 +480,7 @@ pub enum ConfigError {
         why: &'static str,
     },
     /// A field of a session has a value it may not have.
-    #[error("session '{session}': {field} {why}")]
+    #[error("session '{}': {field} {why}", session.as_str().escape_debug())]
     Invalid {
         /// The session's name.
         session: ChildId,
