@@ -7,7 +7,7 @@ mod support;
 use std::net::SocketAddr;
 
 use actix_relay::config::{SessionConfig, SupervisorConfig};
-use actix_relay::event::{Cause, EventKind};
+use actix_relay::event::EventKind;
 use actix_relay::session::LinkId;
 use actix_relay::supervisor::InSession;
 use actix_relay::test_panic::{Panic, PanicIn};
@@ -114,8 +114,8 @@ async fn a_panic_of_a_dialed_connection_is_survived() {
 async fn a_panic_of_an_accepted_connection_is_survived() {
     let mut tunnel = Tunnel::new().await;
     let link = tunnel.house.info("far").await.links[0].link;
+    // The near side may hear of it first: its events are not waited for here.
     tunnel.panic_in("far", PanicIn::Link(link)).await;
-    assert_ne!(tunnel.house.disconnected("near").await, Cause::Told);
     tunnel.works_at_the_same_ports().await;
 }
 
