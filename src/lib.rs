@@ -73,5 +73,6 @@ mod listen;
 mod sockets;
 mod sockopt;
 mod stream;
+mod stun;
 mod udp_io;
 mod workers;
