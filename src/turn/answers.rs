@@ -1,0 +1,259 @@
+//! What the server says, and what follows from it: the other half of [`Allocation`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::allocation::{Allocation, CREDENTIALS_TIMEOUT, Granted, Output, State};
+use super::connections::Attempt;
+use super::error::TurnError;
+use super::transactions::{Pending, Request, seal_request};
+use crate::stun::{Class, Family, Method, Received, Seal};
+
+impl Allocation {
+    /// One whole STUN message from the server. What cannot be read, or answers nothing, has no effect. Says
+    /// whether it had one.
+    pub(crate) fn handle_message(&mut self, now: Instant, bytes: &[u8]) -> bool {
+        if self.state == State::Ended {
+            return false;
+        }
+        let Ok(message) = Received::decode(bytes) else { return false };
+        let used = match (message.class, message.method) {
+            (Class::Success | Class::Error, _) => self.on_response(now, &message),
+            // Some servers send the attempt as a request.
+            (Class::Indication | Class::Request, Method::CONNECTION_ATTEMPT) => self.on_attempt(now, &message),
+            _ => false,
+        };
+        self.pump(now);
+        used
+    }
+
+    fn on_response(&mut self, now: Instant, message: &Received<'_>) -> bool {
+        let has_account = self.login.has_account();
+        let trusting = self.trust_unsealed_bind;
+        let Some(pending) = self.transactions.find(message.id, message.method) else { return false };
+        if !is_believed(message, &pending.request, pending.seal.as_ref(), has_account, trusting) {
+            pending.unbelieved = Some(message.error.as_ref().map_or(0, |(code, _)| *code));
+            return false;
+        }
+        let Some(pending) = self.transactions.take(message.id) else { return false };
+        self.heard = now;
+        match &message.error {
+            None if message.class == Class::Success => self.on_success(now, &pending, message),
+            Some((401 | 438, _)) => self.on_challenge(now, pending, message),
+            Some((300, _)) if matches!(pending.request, Request::Allocate { .. }) => {
+                match message.alternate_server {
+                    Some(to) => self.end(TurnError::Redirected { to }),
+                    None => self.fail(now, &pending, bad(&pending.request, "300 without ALTERNATE-SERVER")),
+                }
+            }
+            Some((code, reason)) => {
+                let (code, reason) = (*code, reason.clone());
+                let error = TurnError::Refused { request: pending.request.name(), code, reason };
+                self.fail(now, &pending, error);
+            }
+            None => self.fail(now, &pending, bad(&pending.request, "an error without ERROR-CODE")),
+        }
+        true
+    }
+
+    fn on_challenge(&mut self, now: Instant, mut pending: Pending, by: &Received<'_>) {
+        let name = pending.request.name();
+        let stale = by.error.as_ref().is_some_and(|(code, _)| *code == 438);
+        if stale && let Err(error) = pending.count_stale() {
+            return self.fail(now, &pending, error);
+        }
+        if !stale && let Some(seal) = &pending.seal {
+            // The nonce we used, and refused all the same: it is the password, or the name.
+            if pending.refused_once || by.nonce.as_ref() == Some(&seal.nonce) {
+                return self.wrong_credentials(now, pending);
+            }
+            pending.refused_once = true;
+        }
+        // Told to deallocate before the server knows us: there is nothing to undo.
+        let unknown = matches!(pending.request, Request::Allocate { .. }) && pending.seal.is_none();
+        if unknown && matches!(self.state, State::Deallocating { .. }) {
+            return self.end(TurnError::Told);
+        }
+        match self.login.challenged(name, by) {
+            Ok(()) => self.transactions.ask_again(pending),
+            Err(error) => self.fail(now, &pending, error),
+        }
+    }
+
+    fn wrong_credentials(&mut self, now: Instant, mut pending: Pending) {
+        let user = self.login.user();
+        if !self.can_ask || pending.asked || matches!(self.state, State::Deallocating { .. }) {
+            let error = TurnError::Unauthorized { request: pending.request.name(), user };
+            return self.fail(now, &pending, error);
+        }
+        pending.asked = true;
+        pending.refused_once = false;
+        self.parked.push(pending);
+        if self.parked_until.is_none() {
+            self.parked_until = Some(now + CREDENTIALS_TIMEOUT + Duration::from_secs(1));
+            self.output(Output::WantCredentials { rejected: user, realm: self.login.realm() });
+        }
+    }
+
+    fn on_success(&mut self, now: Instant, pending: &Pending, message: &Received<'_>) {
+        if pending.seal.is_some() {
+            self.confirmed = self.confirmed.max(Some(pending.sent));
+        }
+        if let Some(unknown) = message.unknown_required.first() {
+            let why = format!("it holds the attribute {unknown:#06x}, which must be understood and is not");
+            return self.fail(now, pending, bad(&pending.request, why));
+        }
+        match &pending.request {
+            Request::Allocate { .. } => self.on_allocated(now, pending, message),
+            Request::Refresh { lifetime: 0 } => self.end(TurnError::Told),
+            Request::Refresh { .. } => match message.lifetime {
+                Some(0) => self.end(TurnError::AllocationLost),
+                Some(lifetime) => self.refreshed(now, Duration::from_secs(lifetime.into())),
+                None => self.fail(now, pending, bad(&pending.request, "success without LIFETIME")),
+            },
+            Request::CreatePermission { peers } => {
+                let peers = self.permissions.granted(now, peers);
+                if !peers.is_empty() {
+                    self.output(Output::Permitted { peers });
+                }
+            }
+            Request::ChannelBind { channel, peer } => {
+                if self.channels.bound(now, *peer) {
+                    self.permissions.granted_by_channel(now, peer.ip());
+                    self.output(Output::ChannelBound { channel: *channel, peer: *peer });
+                } else if self.channels.is_wanted(*peer) {
+                    self.permissions.granted_by_channel(now, peer.ip());
+                }
+            }
+            Request::Connect { key, .. } => match message.connection_id {
+                Some(id) => self.on_connected(now, *key, id),
+                None => self.fail(now, pending, bad(&pending.request, "success without CONNECTION-ID")),
+            },
+            // These travel on data connections.
+            Request::ConnectionBind { .. } => {}
+        }
+    }
+
+    fn on_allocated(&mut self, now: Instant, pending: &Pending, message: &Received<'_>) {
+        let granted = match (message.xor_relayed, message.xor_mapped, message.lifetime) {
+            (None, ..) => Err("success without XOR-RELAYED-ADDRESS"),
+            (_, None, _) => Err("success without XOR-MAPPED-ADDRESS"),
+            (_, _, None | Some(0)) => Err("success without a LIFETIME"),
+            (Some(relayed), ..) if self.family.is_some_and(|family| !is_of(family, relayed.ip())) => {
+                Err("the relayed address is of another family than was asked for")
+            }
+            (Some(relayed), Some(mapped), Some(lifetime)) => Ok((relayed, mapped, lifetime)),
+        };
+        match granted {
+            Ok(_) if matches!(self.state, State::Deallocating { .. }) => {
+                self.transactions.ask(now, Request::Refresh { lifetime: 0 });
+            }
+            Ok((relayed, mapped, lifetime)) => {
+                let lifetime = Duration::from_secs(lifetime.into());
+                let expires = now + lifetime;
+                self.state = State::Allocated(Granted { relayed, mapped, expires, refresh: None });
+                self.refreshed(now, lifetime);
+                self.output(Output::Allocated { relayed, mapped, lifetime });
+            }
+            Err(why) => {
+                // What the server has made is of no use to us; it need not keep it.
+                let delete = Request::Refresh { lifetime: 0 };
+                if let Ok(bytes) = seal_request(&delete, self.ids.next(), pending.seal.as_deref()) {
+                    self.output(Output::Send(bytes));
+                }
+                self.end(bad(&pending.request, why));
+            }
+        }
+    }
+
+    /// A request came to nothing.
+    pub(super) fn fail(&mut self, now: Instant, pending: &Pending, error: TurnError) {
+        let request = &pending.request;
+        let unanswered = matches!(error, TurnError::NoAnswer { .. });
+        // Others were answered meanwhile: it is this request, not the server.
+        let is_alive = self.heard > pending.sent;
+        let is_allocate = matches!(request, Request::Allocate { .. });
+        match &error {
+            TurnError::Refused { code: 437, .. } if !is_allocate => return self.end(TurnError::AllocationLost),
+            TurnError::Refused { code: 441, .. }
+            | TurnError::Unauthorized { .. }
+            | TurnError::NoCredentials
+            | TurnError::UnusableCredentials(_) => return self.end(error),
+            TurnError::NoAnswer { .. } if !is_alive && !matches!(request, Request::Connect { .. }) => {
+                return self.end(error);
+            }
+            _ => {}
+        }
+        match request {
+            Request::Allocate { .. } | Request::Refresh { lifetime: 0 } => self.end(error),
+            Request::Refresh { .. } => {
+                self.refresh_refused(now);
+                self.output(Output::RefreshFailed { error });
+            }
+            Request::CreatePermission { peers } => {
+                let peers = self.permissions.failed(now, peers);
+                if !peers.is_empty() {
+                    self.output(Output::PermissionsFailed { peers, error });
+                }
+            }
+            Request::ChannelBind { peer, .. } => {
+                self.channels.failed(now, *peer);
+                self.output(Output::ChannelFailed { peer: *peer, error });
+                // coturn's answer to a ChannelBind without an allocation is 400.
+                self.probe(now);
+            }
+            Request::Connect { key, .. } => {
+                self.connection_failed(*key, error);
+                if unanswered {
+                    self.probe(now);
+                }
+            }
+            Request::ConnectionBind { .. } => {}
+        }
+    }
+
+    fn on_attempt(&mut self, now: Instant, message: &Received<'_>) -> bool {
+        let (Some(peer), Some(connection)) = (message.xor_peer, message.connection_id) else { return false };
+        if !matches!(self.state, State::Allocated(_)) {
+            return false;
+        }
+        self.heard = now;
+        match self.connections.attempt(now, peer, connection) {
+            Attempt::New(key) => {
+                self.output(Output::Attempt { key, connection, peer });
+                true
+            }
+            Attempt::Known | Attempt::Refused => false,
+        }
+    }
+}
+
+/// Whether an answer is the server's. The challenges 401 and 438 come without integrity, for the server may not
+/// know our key, and are believed as far as they go: a new nonce, or a sentence about a wrong password.
+fn is_believed(
+    message: &Received<'_>,
+    request: &Request,
+    seal: Option<&Arc<Seal>>,
+    has_account: bool,
+    trust_unsealed_bind: bool,
+) -> bool {
+    let code = message.error.as_ref().map(|(code, _)| *code);
+    match (seal, code) {
+        (_, Some(401 | 438)) => true,
+        (Some(seal), _) if message.is_sealed_with(&seal.key, seal.integrity) => true,
+        (Some(_), code) => {
+            code.is_none() && trust_unsealed_bind && matches!(request, Request::Connect { .. })
+        }
+        // A server that grants without asking who we are, although we have a password: not ours.
+        (None, None) => !has_account,
+        (None, Some(_)) => true,
+    }
+}
+
+pub(super) fn bad(request: &Request, why: impl Into<String>) -> TurnError {
+    TurnError::BadAnswer { request: request.name(), why: why.into() }
+}
+
+fn is_of(family: Family, ip: std::net::IpAddr) -> bool {
+    ip.is_ipv4() == (family == Family::V4)
+}

@@ -1,0 +1,376 @@
+//! Requests on their way: sealed, sent, sent again, answered or given up (RFC 8489 §6.2).
+//!
+//! A request is kept as a prototype without a transaction id; only sealing it gives bytes, so that it can be
+//! sealed anew when the server wants other credentials.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::connections::Key;
+use super::error::TurnError;
+use crate::stun::{self, Attribute, Class, Family, Method, Relayed, Seal, TransactionId};
+
+/// The first retransmission over UDP, doubled for each further one (RFC 8489 §6.2.1).
+pub(crate) const RTO: Duration = Duration::from_millis(500);
+/// Requests over UDP are sent this often (Rc).
+pub(crate) const MAX_TRIES: u32 = 7;
+/// After the last try this many RTO are waited (Rm).
+const LAST_WAIT: u32 = 16;
+/// Over TCP nothing is repeated and this is waited (Ti, RFC 8489 §6.2.2): as long as over UDP.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(39_500);
+/// A server says 447 only after 30 s of a silent peer.
+pub(crate) const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
+/// Requests under way at a time; further ones wait.
+pub(crate) const MAX_IN_FLIGHT: usize = 32;
+/// 438 in answer to one request, each with another nonce.
+const MAX_STALE: u8 = 4;
+
+/// Where transaction ids come from: random ones, or in tests a sequence.
+pub(crate) struct Ids(Box<dyn FnMut() -> TransactionId + Send>);
+
+impl Ids {
+    pub(crate) fn new(next: impl FnMut() -> TransactionId + Send + 'static) -> Self {
+        Self(Box::new(next))
+    }
+
+    pub(crate) fn next(&mut self) -> TransactionId {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ids")
+    }
+}
+
+/// A request's prototype.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    Allocate {
+        relayed: Relayed,
+        family: Option<Family>,
+        /// Seconds; `None` leaves it to the server.
+        lifetime: Option<u32>,
+    },
+    /// Lifetime in seconds; 0 deletes the allocation.
+    Refresh {
+        lifetime: u32,
+    },
+    CreatePermission {
+        peers: Vec<IpAddr>,
+    },
+    ChannelBind {
+        channel: u16,
+        peer: SocketAddr,
+    },
+    Connect {
+        key: Key,
+        peer: SocketAddr,
+    },
+    ConnectionBind {
+        key: Key,
+        connection: u32,
+    },
+}
+
+impl Request {
+    pub(crate) fn method(&self) -> Method {
+        match self {
+            Self::Allocate { .. } => Method::ALLOCATE,
+            Self::Refresh { .. } => Method::REFRESH,
+            Self::CreatePermission { .. } => Method::CREATE_PERMISSION,
+            Self::ChannelBind { .. } => Method::CHANNEL_BIND,
+            Self::Connect { .. } => Method::CONNECT,
+            Self::ConnectionBind { .. } => Method::CONNECTION_BIND,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.method().name()
+    }
+
+    fn attributes(&self) -> Vec<Attribute> {
+        match self {
+            Self::Allocate { relayed, family, lifetime } => {
+                let mut attributes = vec![Attribute::RequestedTransport(*relayed)];
+                attributes.extend(family.map(Attribute::RequestedAddressFamily));
+                attributes.extend(lifetime.map(Attribute::Lifetime));
+                attributes
+            }
+            Self::Refresh { lifetime } => vec![Attribute::Lifetime(*lifetime)],
+            // The port of a permission's peer does not count (RFC 8656 §10).
+            Self::CreatePermission { peers } => {
+                peers.iter().map(|ip| Attribute::XorPeerAddress(SocketAddr::new(*ip, 0))).collect()
+            }
+            Self::ChannelBind { channel, peer } => {
+                vec![Attribute::ChannelNumber(*channel), Attribute::XorPeerAddress(*peer)]
+            }
+            Self::Connect { peer, .. } => vec![Attribute::XorPeerAddress(*peer)],
+            Self::ConnectionBind { connection, .. } => vec![Attribute::ConnectionId(*connection)],
+        }
+    }
+
+    fn answer_timeout(&self) -> Duration {
+        if matches!(self, Self::Connect { .. }) { CONNECT_ANSWER_TIMEOUT } else { ANSWER_TIMEOUT }
+    }
+}
+
+/// A request with its history.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) request: Request,
+    pub(crate) id: TransactionId,
+    /// What it was sealed with; an answer must be sealed alike.
+    pub(crate) seal: Option<Arc<Seal>>,
+    /// When it was last sent.
+    pub(crate) sent: Instant,
+    /// When it was first sent, challenges included.
+    pub(crate) began: Instant,
+    /// An answer that could not be believed: its error code, 0 for a success.
+    pub(crate) unbelieved: Option<u16>,
+    /// 401 was answered although it was sealed, and it was tried again with what the server then said.
+    pub(crate) refused_once: bool,
+    /// Other credentials were asked for.
+    pub(crate) asked: bool,
+    stale: u8,
+    bytes: Vec<u8>,
+    tries: u32,
+    /// When to repeat it or give it up.
+    next: Instant,
+}
+
+impl Pending {
+    fn new(request: Request, now: Instant) -> Self {
+        Self {
+            request,
+            id: TransactionId([0; 12]),
+            seal: None,
+            sent: now,
+            began: now,
+            unbelieved: None,
+            refused_once: false,
+            asked: false,
+            stale: 0,
+            bytes: Vec::new(),
+            tries: 0,
+            next: now,
+        }
+    }
+
+    /// Counts a 438.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub(crate) fn count_stale(&mut self) -> Result<(), TurnError> {
+        self.stale += 1;
+        if self.stale <= MAX_STALE {
+            return Ok(());
+        }
+        let why = format!("438 (stale nonce) {} times in a row", self.stale);
+        Err(TurnError::BadAnswer { request: self.request.name(), why })
+    }
+
+    /// Why it is given up for want of an answer.
+    pub(crate) fn no_answer(&self, now: Instant) -> TurnError {
+        let after = now.saturating_duration_since(self.began);
+        TurnError::NoAnswer {
+            request: self.request.name(),
+            after: Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            unbelieved: self.unbelieved,
+        }
+    }
+}
+
+/// Seals a request with a new transaction id.
+pub(crate) fn seal_request(
+    request: &Request,
+    id: TransactionId,
+    seal: Option<&Seal>,
+) -> Result<Vec<u8>, TurnError> {
+    stun::encode(request.method(), Class::Request, id, &request.attributes(), seal)
+        .map_err(|error| TurnError::UnusableCredentials(error.to_string()))
+}
+
+/// All requests of one control connection; at most [`MAX_IN_FLIGHT`] under way, the others wait in line.
+#[derive(Debug)]
+pub(crate) struct Transactions {
+    /// TCP: nothing is repeated.
+    reliable: bool,
+    in_flight: Vec<Pending>,
+    /// Bounded by what there is to ask for: permissions, channels and connections have limits of their own.
+    waiting: VecDeque<Pending>,
+}
+
+impl Transactions {
+    pub(crate) fn new(reliable: bool) -> Self {
+        Self { reliable, in_flight: Vec::new(), waiting: VecDeque::new() }
+    }
+
+    /// A new request, to be sent by [`poll_send`](Self::poll_send).
+    pub(crate) fn ask(&mut self, now: Instant, request: Request) {
+        self.waiting.push_back(Pending::new(request, now));
+    }
+
+    /// A request that was challenged, before all others.
+    pub(crate) fn ask_again(&mut self, pending: Pending) {
+        self.waiting.push_front(pending);
+    }
+
+    /// The next request that may go out now, with its bytes.
+    ///
+    /// # Errors
+    /// It cannot be written; the request comes with the reason.
+    pub(crate) fn poll_send(
+        &mut self,
+        now: Instant,
+        ids: &mut Ids,
+        seal: Option<&Arc<Seal>>,
+    ) -> Option<Result<Vec<u8>, (Pending, TurnError)>> {
+        if self.in_flight.len() >= MAX_IN_FLIGHT {
+            return None;
+        }
+        let mut pending = self.waiting.pop_front()?;
+        pending.id = ids.next();
+        pending.seal = seal.cloned();
+        match seal_request(&pending.request, pending.id, seal.map(|seal| &**seal)) {
+            Ok(bytes) => pending.bytes = bytes,
+            Err(error) => return Some(Err((pending, error))),
+        }
+        pending.sent = now;
+        pending.tries = 1;
+        pending.next = now + if self.reliable { pending.request.answer_timeout() } else { RTO };
+        let bytes = pending.bytes.clone();
+        self.in_flight.push(pending);
+        Some(Ok(bytes))
+    }
+
+    /// The request that a response answers, if there is one.
+    pub(crate) fn find(&mut self, id: TransactionId, method: Method) -> Option<&mut Pending> {
+        self.in_flight.iter_mut().find(|pending| pending.id == id && pending.request.method() == method)
+    }
+
+    /// Takes out a request that has been answered.
+    pub(crate) fn take(&mut self, id: TransactionId) -> Option<Pending> {
+        let index = self.in_flight.iter().position(|pending| pending.id == id)?;
+        Some(self.in_flight.swap_remove(index))
+    }
+
+    /// Whether a request like this is under way or waiting.
+    pub(crate) fn has(&self, is_it: impl Fn(&Request) -> bool) -> bool {
+        self.in_flight.iter().chain(&self.waiting).any(|pending| is_it(&pending.request))
+    }
+
+    /// Forgets requests that nobody waits for any more.
+    pub(crate) fn forget(&mut self, is_it: impl Fn(&Request) -> bool) {
+        self.in_flight.retain(|pending| !is_it(&pending.request));
+        self.waiting.retain(|pending| !is_it(&pending.request));
+    }
+
+    /// When something is to be repeated or given up.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.in_flight.iter().map(|pending| pending.next).min()
+    }
+
+    /// What is to be sent again; what is given up goes to `given_up`.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, given_up: &mut Vec<Pending>) -> Vec<Vec<u8>> {
+        let mut again = Vec::new();
+        let mut index = 0;
+        while let Some(pending) = self.in_flight.get_mut(index) {
+            if pending.next > now {
+                index += 1;
+            } else if self.reliable || pending.tries >= MAX_TRIES {
+                given_up.push(self.in_flight.swap_remove(index));
+            } else {
+                again.push(pending.bytes.clone());
+                pending.tries += 1;
+                pending.sent = now;
+                let wait =
+                    if pending.tries == MAX_TRIES { LAST_WAIT } else { 1 << (pending.tries - 1).min(16) };
+                pending.next = now + RTO * wait;
+                index += 1;
+            }
+        }
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::tests::any_instant;
+
+    const REFRESH: Request = Request::Refresh { lifetime: 600 };
+
+    pub(crate) fn ids() -> Ids {
+        let mut next = 0u64;
+        Ids::new(move || {
+            next += 1;
+            let mut id = [0; 12];
+            id[4..].copy_from_slice(&next.to_be_bytes());
+            TransactionId(id)
+        })
+    }
+
+    #[test]
+    fn over_udp_a_request_is_sent_seven_times_and_given_up_after_39_5_s() {
+        let (start, mut ids) = (any_instant(), ids());
+        let mut transactions = Transactions::new(false);
+        transactions.ask(start, REFRESH);
+        let first = transactions.poll_send(start, &mut ids, None).unwrap().unwrap();
+        let (mut sent, mut given_up) = (vec![0], Vec::new());
+        while let Some(at) = transactions.poll_timeout() {
+            for bytes in transactions.handle_timeout(at, &mut given_up) {
+                assert_eq!(bytes, first, "repeated to the letter");
+                sent.push((at - start).as_millis());
+            }
+        }
+        assert_eq!(sent, [0, 500, 1500, 3500, 7500, 15_500, 31_500]);
+        let error = given_up[0].no_answer(start + ANSWER_TIMEOUT);
+        assert_eq!(error.to_string(), "Refresh: no answer within 39.5s");
+    }
+
+    #[test]
+    fn over_tcp_nothing_is_repeated_and_connect_waits_longer_than_30_s() {
+        let (start, mut ids) = (any_instant(), ids());
+        let mut transactions = Transactions::new(true);
+        transactions.ask(start, REFRESH);
+        transactions.ask(start, Request::Connect { key: Key(1), peer: "192.0.2.1:1".parse().unwrap() });
+        while transactions.poll_send(start, &mut ids, None).is_some() {}
+        let mut given_up = Vec::new();
+        assert_eq!(transactions.poll_timeout(), Some(start + ANSWER_TIMEOUT));
+        assert!(transactions.handle_timeout(start + ANSWER_TIMEOUT, &mut given_up).is_empty());
+        assert_eq!(given_up.len(), 1);
+        assert_eq!(transactions.poll_timeout(), Some(start + CONNECT_ANSWER_TIMEOUT));
+    }
+
+    #[test]
+    fn only_so_many_are_under_way_and_a_challenged_one_goes_first() {
+        let (start, mut ids) = (any_instant(), ids());
+        let mut transactions = Transactions::new(false);
+        (0..MAX_IN_FLIGHT + 2).for_each(|_| transactions.ask(start, REFRESH));
+        let mut sent = 0;
+        while transactions.poll_send(start, &mut ids, None).is_some() {
+            sent += 1;
+        }
+        assert_eq!(sent, MAX_IN_FLIGHT);
+        let id = transactions.in_flight[3].id;
+        assert!(transactions.find(id, Method::ALLOCATE).is_none(), "of another method");
+        let mut challenged = transactions.take(id).unwrap();
+        challenged.refused_once = true;
+        transactions.ask_again(challenged);
+        transactions.poll_send(start, &mut ids, None).unwrap().unwrap();
+        assert!(transactions.in_flight.last().unwrap().refused_once);
+        assert_ne!(transactions.in_flight.last().unwrap().id, id);
+    }
+
+    #[test]
+    fn a_nonce_may_be_stale_only_so_often() {
+        let mut pending = Pending::new(REFRESH, any_instant());
+        (0..MAX_STALE).for_each(|_| pending.count_stale().unwrap());
+        assert!(pending.count_stale().unwrap_err().is_refusal());
+    }
+}
