@@ -1,19 +1,32 @@
-//! What a session and a supervisor are told: defaults, limits and validation.
+//! What sessions, TURN clients and a supervisor are told: defaults, limits and validation.
 //!
-//! Every field is public and every one has a default that works; [`SessionConfig::validate`] says in one
-//! sentence what is wrong with the rest. The TOML file of `actix-relay run` uses the same names.
+//! Every field is public and every one has a default that works; [`SessionConfig::validate`] and
+//! [`TurnConfig::validate`] say in one sentence what is wrong with the rest. The TOML file of `actix-relay run` uses
+//! the same names.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-mod duration;
+pub use error::ConfigError;
+pub use remote::{HostPort, Remote, TurnListen, TurnRemote};
+use turn::MAX_PERMIT;
+pub use turn::{AddressFamily, RelayedTransport, TcpListen, TurnConfig, UdpForward};
+pub use turn_server::TurnServer;
+pub use turn_uri::{TURN_PORT, TurnTransport, TurnUri};
 
-/// The name of a supervised session: 1 to 64 characters, unique below one supervisor.
+mod checks;
+mod duration;
+mod error;
+mod remote;
+mod turn;
+mod turn_server;
+mod turn_uri;
+
+/// The name of a supervised session or TURN client: 1 to 64 characters, unique below one supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChildId(String);
@@ -37,116 +50,11 @@ impl<T: Into<String>> From<T> for ChildId {
     }
 }
 
-/// A host name or address, and a port: `vpn.example.org:443`, `192.0.2.1:443`, `[2001:db8::1]:443`.
-///
-/// The seed's `RemoteTCPHost` and `RemoteTCPPort`. A name is resolved again on every attempt to connect.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// A name, or an address without brackets.
-    pub host: String,
-    /// 1 to 65,535.
-    pub port: u16,
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl From<SocketAddr> for HostPort {
-    fn from(addr: SocketAddr) -> Self {
-        let host = match addr {
-            SocketAddr::V6(addr) if addr.scope_id() != 0 => format!("{}%{}", addr.ip(), addr.scope_id()),
-            addr => addr.ip().to_string(),
-        };
-        Self { host, port: addr.port() }
-    }
-}
-
-impl FromStr for HostPort {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let bad = |why| ConfigError::HostPort { text: text.to_owned(), why };
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("expected HOST:PORT"))?;
-        let port = match port.parse::<u16>() {
-            Ok(0) | Err(_) => return Err(bad("the port must be 1 to 65535")),
-            Ok(port) => port,
-        };
-        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let host = match bracketed {
-            Some(inner) => {
-                let without_zone = inner.split('%').next().unwrap_or(inner);
-                without_zone
-                    .parse::<std::net::Ipv6Addr>()
-                    .map_err(|_| bad("no IPv6 address between the brackets"))?;
-                inner
-            }
-            None if host.contains(':') => return Err(bad("write an IPv6 address in brackets")),
-            None => host,
-        };
-        if host.is_empty() || host.len() > 253 || host.contains(char::is_whitespace) {
-            return Err(bad("the host must have 1 to 253 characters and no spaces"));
-        }
-        Ok(Self { host: host.to_owned(), port })
-    }
-}
-
-/// Where the TCP connection goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-#[non_exhaustive]
-pub enum Remote {
-    /// Straight to the twin: the seed's mode 1, "direct P2P".
-    Direct(HostPort),
-}
-
-impl fmt::Display for Remote {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Direct(to) => to.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Remote {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        text.parse().map(Self::Direct)
-    }
-}
-
-impl TryFrom<String> for Remote {
-    type Error = ConfigError;
-
-    fn try_from(text: String) -> Result<Self, ConfigError> {
-        text.parse()
-    }
-}
-
-impl From<Remote> for String {
-    fn from(remote: Remote) -> Self {
-        remote.to_string()
-    }
-}
-
-impl From<SocketAddr> for Remote {
-    fn from(addr: SocketAddr) -> Self {
-        Self::Direct(addr.into())
-    }
-}
-
 /// One session: the seed's TCPHandler, with its properties as fields.
 ///
 /// Exactly one of `local_udp` and `udp_forward` is set. A session with `local_tcp` listens as soon as it
-/// starts, one with `remote` connects; one with neither waits for the messages
-/// [`Listen`](crate::session::Listen) and [`Connect`](crate::session::Connect).
+/// starts, one with `turn_listen` is reached through a TURN server, one with `remote` connects; one with none of
+/// them waits for the messages [`Listen`](crate::session::Listen) and [`Connect`](crate::session::Connect).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -166,16 +74,20 @@ pub struct SessionConfig {
     /// The seed's `RemoteTCPHost` and `RemoteTCPPort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// Peers come through a TURN server too: the session has an allocation of its own there (RFC 6062).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn_listen: Option<TurnListen>,
     /// With `local_udp`: the local application's own address, where the far side speaks first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<SocketAddr>,
-    /// With `local_tcp`: how many peers may be connected at once, 1 to 65,536. Default 1 with `local_udp`
+    /// With `local_tcp` or `turn_listen`: how many peers may be connected at once, 1 to 65,536. Default 1 with `local_udp`
     /// (and there the only value), 1,024 with `udp_forward`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_peers: Option<usize>,
     /// With `remote` and `local_udp`: how many applications may send at once, each over a TCP connection of
     /// its own; 1 to 65,536, default 64. With 1, and always without `remote`, the newest
-    /// application takes the place of the one before, at most once a second.
+    /// application takes the place of the one before, at most once a second. Counts as 1 with [`Remote::Turn`]: a
+    /// server makes one connection to a peer (446, RFC 6062 §5.2).
     #[serde(default = "defaults::max_sources")]
     pub max_sources: usize,
     /// An application that neither sent nor received for this long is forgotten, unless it is the only one
@@ -185,7 +97,7 @@ pub struct SessionConfig {
     /// Peers from elsewhere are refused; empty (the default) lets everybody in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
-    /// The local address of outgoing TCP connections.
+    /// The local address of outgoing TCP connections, to a TURN server too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bind: Option<IpAddr>,
     /// `SO_MARK` of every TCP socket (Linux, needs `CAP_NET_ADMIN`): a VPN's own tunnel must not be routed
@@ -213,6 +125,9 @@ pub struct SessionConfig {
 mod defaults {
     use std::time::Duration;
 
+    pub(super) fn yes() -> bool {
+        true
+    }
     pub(super) fn max_sources() -> usize {
         64
     }
@@ -250,6 +165,7 @@ impl SessionConfig {
             udp_forward: None,
             local_tcp: Vec::new(),
             remote: None,
+            turn_listen: None,
             app: None,
             max_peers: None,
             max_sources: defaults::max_sources(),
@@ -292,6 +208,15 @@ impl SessionConfig {
         self.max_peers.unwrap_or(if self.local_udp.is_some() { 1 } else { DEFAULT_MAX_PEERS })
     }
 
+    /// How many applications may send at once: `max_sources` where each can have a connection of its own. Else 1,
+    /// as without `remote`: told by messages only, or called, which is the seed's way.
+    pub fn source_limit(&self) -> usize {
+        match &self.remote {
+            Some(Remote::Direct(_)) => self.max_sources,
+            Some(Remote::Turn(_)) | None => 1,
+        }
+    }
+
     /// `app` as the local socket sees it: on one for both families, IPv4 addresses are mapped.
     pub(crate) fn application(&self) -> Option<SocketAddr> {
         match (self.app?, self.local_udp?) {
@@ -307,43 +232,59 @@ impl SessionConfig {
     /// # Errors
     /// One sentence that names the field and what it may be.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let name = self.name.as_str();
-        if name.is_empty() || name.chars().count() > 64 || name.contains(char::is_control) {
-            return Err(
-                self.invalid("name", "must have 1 to 64 characters, none of them a control character")
-            );
-        }
+        checks::name(self.name.as_str()).map_err(|why| self.invalid("name", why))?;
         match (self.local_udp, self.udp_forward) {
             (None, None) => return Err(self.invalid("local_udp", "or udp_forward must be set")),
             (Some(_), Some(_)) => {
                 return Err(self.invalid("local_udp", "and udp_forward exclude each other"));
             }
-            (None, Some(to)) if to.port() == 0 || to.ip().is_unspecified() => {
-                return Err(self.invalid("udp_forward", "must name an address and a port to send to"));
-            }
-            _ => {}
-        }
-        if name == SUPERVISOR_NAME {
-            return Err(self.invalid("name", "must not be 'supervisor': so it calls itself in events"));
+            (None, Some(to)) => checks::destination(to).map_err(|why| self.invalid("udp_forward", why))?,
+            (Some(_), None) => {}
         }
         if self.local_tcp.len() > MAX_LISTENERS {
             return Err(self.invalid("local_tcp", "may hold at most 16 addresses"));
         }
         self.validate_remote()?;
+        self.validate_turn_listen()?;
         self.validate_app()?;
         self.validate_limits()
     }
 
     fn validate_remote(&self) -> Result<(), ConfigError> {
-        let Some(Remote::Direct(to)) = &self.remote else { return Ok(()) };
-        if to.port == 0 {
-            return Err(self.invalid("remote", "must have a port from 1 to 65535"));
-        }
-        match (self.bind, to.host.parse::<IpAddr>()) {
-            (Some(bind), Ok(to)) if bind.is_ipv4() != to.is_ipv4() => {
-                Err(self.invalid("bind", "and remote are of different families"))
+        let host = match &self.remote {
+            None => return Ok(()),
+            Some(Remote::Direct(to)) if to.port == 0 => {
+                return Err(self.invalid("remote", "must have a port from 1 to 65535"));
             }
-            _ => Ok(()),
+            Some(Remote::Direct(to)) => &to.host,
+            Some(Remote::Turn(to)) => {
+                let checked = checks::peer(to.peer).and_then(|()| to.server.check(RelayedTransport::Tcp));
+                checked.map_err(|why| self.invalid("remote", why))?;
+                &to.server.uri.host
+            }
+        };
+        if checks::bind(self.bind, host) {
+            Ok(())
+        } else {
+            Err(self.invalid("bind", "and remote are of different families"))
+        }
+    }
+
+    fn validate_turn_listen(&self) -> Result<(), ConfigError> {
+        let Some(TurnListen { server, permit }) = &self.turn_listen else { return Ok(()) };
+        let told = |why| self.invalid("turn_listen", why);
+        server.check(RelayedTransport::Tcp).map_err(told)?;
+        if !(1..=MAX_PERMIT).contains(&permit.len()) {
+            return Err(told("must permit 1 to 256 peers"));
+        }
+        permit.iter().try_for_each(|peer| checks::peer_ip(*peer)).map_err(told)?;
+        if permit.iter().any(|peer| peer.is_ipv4() != permit[0].is_ipv4()) {
+            return Err(told("must permit peers of one family"));
+        }
+        if checks::bind(self.bind, &server.uri.host) {
+            Ok(())
+        } else {
+            Err(self.invalid("bind", "and turn_listen's server are of different families"))
         }
     }
 
@@ -351,7 +292,7 @@ impl SessionConfig {
         let Some(app) = self.app else { return Ok(()) };
         match self.local_udp {
             None => Err(self.invalid("app", "goes with local_udp: a service is named by udp_forward")),
-            Some(_) if app.port() == 0 || app.ip().is_unspecified() => {
+            Some(_) if checks::destination(app).is_err() => {
                 Err(self.invalid("app", "must name an address and a port to send to"))
             }
             Some(local)
@@ -376,22 +317,15 @@ impl SessionConfig {
         if !(1..=65_536).contains(&self.max_sources) {
             return Err(self.invalid("max_sources", "must be 1 to 65536"));
         }
-        if !(64 << 10..=1 << 30).contains(&self.queue_bytes) {
-            return Err(self.invalid("queue_bytes", "must be 65536 (64 KiB) to 1073741824 (1 GiB)"));
-        }
-        if self.congestion.as_ref().is_some_and(|name| name.is_empty() || name.len() > 15) {
-            return Err(self.invalid("congestion", "must have 1 to 15 characters"));
-        }
-        let day = Duration::from_secs(86_400);
+        checks::queue_bytes(self.queue_bytes).map_err(|why| self.invalid("queue_bytes", why))?;
+        checks::congestion(self.congestion.as_deref()).map_err(|why| self.invalid("congestion", why))?;
         for (field, value) in [
             ("source_idle", self.source_idle),
             ("max_queue_delay", self.max_queue_delay),
             ("connect_hold", self.connect_hold),
             ("connect_timeout", self.connect_timeout),
         ] {
-            if value < Duration::from_millis(1) || value > day {
-                return Err(self.invalid(field, "must be 1ms to 1day"));
-            }
+            checks::duration(value).map_err(|why| self.invalid(field, why))?;
         }
         Ok(())
     }
@@ -457,38 +391,6 @@ impl SupervisorConfig {
         }
         Ok(())
     }
-}
-
-/// What is wrong with a configuration, in one sentence.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Not `HOST:PORT`.
-    #[error("'{text}' is not a host and port: {why}")]
-    HostPort {
-        /// What was given.
-        text: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// A field of the supervisor has a value it may not have.
-    #[error("supervisor: {field} {why}")]
-    InvalidSupervisor {
-        /// The field's name.
-        field: &'static str,
-        /// What it must be.
-        why: &'static str,
-    },
-    /// A field of a session has a value it may not have.
-    #[error("session '{}': {field} {why}", session.as_str().escape_debug())]
-    Invalid {
-        /// The session's name.
-        session: ChildId,
-        /// The field's name.
-        field: &'static str,
-        /// What it must be.
-        why: &'static str,
-    },
 }
 
 #[cfg(test)]

@@ -35,7 +35,8 @@
 //!
 //! # Where to look
 //!
-//! - [`config`]: what a session and a supervisor are told.
+//! - [`config`]: what sessions, TURN clients and a supervisor are told.
+//! - [`credentials`]: user names and passwords for TURN servers.
 //! - [`supervisor`]: the messages that start and stop sessions and subscribe to events.
 //! - [`session`]: the messages a session takes: [`Connect`](session::Connect), [`Listen`](session::Listen),
 //!   [`Disconnect`](session::Disconnect), [`GetSession`](session::GetSession).
@@ -51,6 +52,7 @@
 
 pub mod config;
 pub mod counters;
+pub mod credentials;
 pub mod event;
 pub mod session;
 pub mod subscribers;

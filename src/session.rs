@@ -248,10 +248,8 @@ impl RelaySessionActor {
     }
 
     pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &Context<Self>) {
-        // Told by messages only, or called: the seed's way, one application.
-        let single = self.config.remote.is_none();
         let rules = ApplicationRules {
-            max_sources: if single { 1 } else { self.config.max_sources },
+            max_sources: self.config.source_limit(),
             source_idle: self.config.source_idle,
             app: self.config.application(),
         };

@@ -35,7 +35,7 @@ impl Sockets {
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
         let sockets = Self::default();
         sockets.set_remote(config.remote.clone());
-        if config.remote.is_some() {
+        if config.remote.is_some() || config.turn_listen.is_some() {
             TcpOptions::from(config).check()?;
         }
         if let Some(addr) = config.local_udp {

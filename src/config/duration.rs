@@ -28,3 +28,24 @@ impl Visitor<'_> for Text {
             .map_err(|error| E::custom(format!("'{text}' is no duration like 50ms or 5s: {error}")))
     }
 }
+
+/// The same where there may be none.
+pub(super) mod option {
+    use super::*;
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::serialize(value, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        super::deserialize(from).map(Some)
+    }
+}

@@ -1,0 +1,208 @@
+//! Whom a session calls, and through which TURN server it is reached.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::turn_uri::without_user;
+use super::{ConfigError, TurnServer, TurnUri};
+use crate::credentials::Secret;
+
+/// A host name or address, and a port: `vpn.example.org:443`, `192.0.2.1:443`, `[2001:db8::1]:443`.
+///
+/// The seed's `RemoteTCPHost` and `RemoteTCPPort`. A name is resolved again on every attempt to connect.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// 1 to 65,535.
+    pub port: u16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl From<SocketAddr> for HostPort {
+    fn from(addr: SocketAddr) -> Self {
+        let host = match addr {
+            SocketAddr::V6(addr) if addr.scope_id() != 0 => format!("{}%{}", addr.ip(), addr.scope_id()),
+            addr => addr.ip().to_string(),
+        };
+        Self { host, port: addr.port() }
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let bad = |why| ConfigError::HostPort { text: without_user(text), why };
+        if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("turn:")) {
+            return Err(bad("a TURN server is named apart, beside its peer's address"));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("expected HOST:PORT"))?;
+        let port = match port.parse::<u16>() {
+            Ok(0) | Err(_) => return Err(bad("the port must be 1 to 65535")),
+            Ok(port) => port,
+        };
+        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let host = match bracketed {
+            Some(inner) => {
+                let without_zone = inner.split('%').next().unwrap_or(inner);
+                without_zone
+                    .parse::<std::net::Ipv6Addr>()
+                    .map_err(|_| bad("no IPv6 address between the brackets"))?;
+                inner
+            }
+            None if host.contains(':') => return Err(bad("write an IPv6 address in brackets")),
+            None => host,
+        };
+        if host.is_empty() || host.len() > 253 || host.contains(char::is_whitespace) {
+            return Err(bad("the host must have 1 to 253 characters and no spaces"));
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+/// Where the TCP connection goes.
+///
+/// In a file: `"HOST:PORT"`, or `{ turn = "turn:…", user = "…", password = "…", peer = "IP:PORT" }`. It is written
+/// back as a line to be read: a server's credentials are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "String")]
+#[non_exhaustive]
+pub enum Remote {
+    /// Straight to the twin: the seed's mode 1, "direct P2P".
+    Direct(HostPort),
+    /// Through a TURN server, over an RFC 6062 connection of an allocation of the session's own.
+    Turn(Box<TurnRemote>),
+}
+
+/// A peer that is reached through a TURN server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct TurnRemote {
+    /// The server; it is spoken to over TCP.
+    pub server: TurnServer,
+    /// The twin as the server sees it: where it listens, or the relayed address of its allocation.
+    pub peer: SocketAddr,
+}
+
+impl TurnRemote {
+    /// The peer, and the server it is reached through.
+    pub fn new(server: TurnServer, peer: SocketAddr) -> Self {
+        Self { server, peer }
+    }
+}
+
+impl From<TurnRemote> for Remote {
+    fn from(remote: TurnRemote) -> Self {
+        Self::Turn(Box::new(remote))
+    }
+}
+
+impl fmt::Display for TurnRemote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} through {}", self.peer, self.server.uri)
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct(to) => to.fmt(f),
+            Self::Turn(to) => to.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Remote {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        text.parse().map(Self::Direct)
+    }
+}
+
+impl From<Remote> for String {
+    fn from(remote: Remote) -> Self {
+        remote.to_string()
+    }
+}
+
+impl From<SocketAddr> for Remote {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Direct(addr.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Remote {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(TextOrTable)
+    }
+}
+
+struct TextOrTable;
+
+impl<'de> Visitor<'de> for TextOrTable {
+    type Value = Remote;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"HOST:PORT\" or { turn = \"turn:…\", peer = \"IP:PORT\" }")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Remote, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Remote, M::Error> {
+        let TurnTable { turn, user, password, trust_unsealed_bind, peer } =
+            TurnTable::deserialize(MapAccessDeserializer::new(map))?;
+        let server = TurnServer::from_fields(turn, user, password, trust_unsealed_bind);
+        Ok(TurnRemote::new(server.map_err(M::Error::custom)?, peer).into())
+    }
+}
+
+/// How a [`TurnRemote`] stands in a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TurnTable {
+    turn: TurnUri,
+    user: Option<String>,
+    password: Option<Secret>,
+    #[serde(default)]
+    trust_unsealed_bind: bool,
+    peer: SocketAddr,
+}
+
+/// A session's own allocation on a TURN server (RFC 6062), at whose relayed address peers reach it.
+///
+/// In a file: `{ server = "turn:…", user = "…", password = "…", permit = ["IP", …] }`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TurnListen {
+    /// The server; it is spoken to over TCP.
+    #[serde(flatten)]
+    pub server: TurnServer,
+    /// The peers that the server lets through: 1 to 256 addresses of one family.
+    pub permit: Vec<IpAddr>,
+}
+
+impl TurnListen {
+    /// Reached through `server` by these peers.
+    pub fn new(server: TurnServer, permit: Vec<IpAddr>) -> Self {
+        Self { server, permit }
+    }
+}

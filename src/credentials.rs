@@ -1,0 +1,231 @@
+//! What a TURN server knows a client by: a name and a password, given at once or asked for when needed.
+//!
+//! A [`Secret`] shows its value only to who calls [`Secret::expose`]: not in `Debug`, not in errors, not when a
+//! configuration is serialized.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use actix::prelude::*;
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+use crate::config::{ConfigError, TurnUri};
+
+/// An answer to [`CredentialsWanted`] is awaited for this long; then it counts as `None`.
+pub const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// USERNAME has less than 509 bytes (RFC 8489 §14.3).
+const MAX_USER: usize = 508;
+/// Ours: the RFCs name none.
+const MAX_PASSWORD: usize = 1024;
+
+/// A password: 1 to 1,024 bytes, no control characters (RFC 8265 §4.2).
+///
+/// Comparing takes a time that depends on the values: good for configurations, not for authentication.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value, for who computes with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl<T: Into<String>> From<T> for Secret {
+    fn from(value: T) -> Self {
+        Self(value.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Text)
+    }
+}
+
+/// Takes a string and nothing else; serde's own words for the rest would repeat the value.
+struct Text;
+
+const TEXT_EXPECTED: &str = "a password must be a text in quotes";
+
+impl Visitor<'_> for Text {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a password in quotes")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Secret, E> {
+        Ok(text.into())
+    }
+
+    fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_i128<E: Error>(self, _: i128) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_u128<E: Error>(self, _: u128) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Secret, E> {
+        Err(E::custom(TEXT_EXPECTED))
+    }
+}
+
+/// A user name and its password: RFC 8489's long-term credentials, the realm being the server's to name.
+///
+/// Written `NAME:PASSWORD`, divided at the **last** colon: time-limited names have colons
+/// (`1735689600:alice:BASE64`), their base64 passwords have none. A password with a colon cannot be written so:
+/// give it in a field of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct UserPassword {
+    /// USERNAME: 1 to 508 bytes, no control characters.
+    pub user: String,
+    /// See [`Secret`].
+    #[serde(skip)]
+    pub password: Secret,
+}
+
+impl UserPassword {
+    /// A user with this password.
+    pub fn new(user: impl Into<String>, password: impl Into<Secret>) -> Self {
+        Self { user: user.into(), password: password.into() }
+    }
+
+    /// Says what is wrong; what it says continues "a server …".
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let is_good = |text: &str, max| (1..=max).contains(&text.len()) && !text.contains(char::is_control);
+        if !is_good(&self.user, MAX_USER) {
+            return Err("needs a user name of 1 to 508 bytes, none of them a control character");
+        }
+        if !is_good(self.password.expose(), MAX_PASSWORD) {
+            return Err("needs a password of 1 to 1024 bytes, none of them a control character");
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for UserPassword {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let bad = |why| ConfigError::UserPassword { why };
+        let (user, password) = text.rsplit_once(':').ok_or_else(|| bad("it has no colon"))?;
+        let both = Self::new(user, password);
+        both.check().map_err(bad)?;
+        Ok(both)
+    }
+}
+
+/// How a TURN client comes by its user name and password.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Credentials {
+    /// Always the same.
+    Fixed(UserPassword),
+    /// Whoever this is gives them, again and again: for passwords that expire.
+    Asked(Recipient<CredentialsWanted>),
+}
+
+impl From<UserPassword> for Credentials {
+    fn from(both: UserPassword) -> Self {
+        Self::Fixed(both)
+    }
+}
+
+/// A TURN client asks for a user name and its password: before its first Allocate, and again when the server
+/// refuses what it had, because it has expired or was never right.
+///
+/// Answered with `None` where there are none to be had; no answer within [`CREDENTIALS_TIMEOUT`] says the same.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "Option<UserPassword>")]
+#[non_exhaustive]
+pub struct CredentialsWanted {
+    /// Which server they are for.
+    pub server: TurnUri,
+    /// The server's realm, once it has named it.
+    pub realm: Option<String>,
+    /// The user name whose password the server has just refused.
+    pub rejected: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TurnServer;
+
+    #[test]
+    fn a_name_and_a_password_are_divided_at_the_last_colon() {
+        let both: UserPassword = "1735689600:alice:kQ2mXf+/p9c=".parse().unwrap();
+        assert_eq!(both, UserPassword::new("1735689600:alice", "kQ2mXf+/p9c="));
+        for (text, expected) in [
+            ("alice", "no colon"),
+            ("", "no colon"),
+            (":hunter2", "user name"),
+            ("alice:", "password"),
+            ("a\nb:hunter2", "user name"),
+            ("alice:hunter2\n", "password"),
+        ] {
+            let error = text.parse::<UserPassword>().unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn lengths_have_limits() {
+        let check = |user: usize, password: usize| {
+            UserPassword::new("u".repeat(user), "p".repeat(password)).check().is_ok()
+        };
+        assert!(check(1, 1) && check(508, 1024));
+        assert!(!check(0, 1) && !check(1, 0) && !check(509, 1) && !check(1, 1025));
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let both = UserPassword::new("alice", "hunter2");
+        let server = TurnServer::new("turn:h".parse().unwrap()).credentials(both.clone());
+        for text in [
+            format!("{both:?}"),
+            format!("{:#?}", Credentials::from(both.clone())),
+            format!("{server:?}"),
+            serde_json::to_string(&both).unwrap(),
+            serde_json::to_string(&server).unwrap(),
+        ] {
+            assert!(text.contains("alice") && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_of_another_type_is_refused_without_repeating_it() {
+        assert_eq!(serde_json::from_str::<Secret>("\"4711\"").unwrap().expose(), "4711");
+        for text in ["4711", "-4711", "4711.5", "true", "[4711]", "{\"4711\":1}", "99999999999999994711"] {
+            let error = serde_json::from_str::<Secret>(text).unwrap_err().to_string();
+            assert!(!error.contains("4711") && !error.contains("true"), "{text}: {error}");
+        }
+    }
+}
