@@ -12,8 +12,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod duration;
+mod turn;
 
-/// The name of a supervised session: 1 to 64 characters, unique below one supervisor.
+pub use turn::TurnConfig;
+
+/// The name of a supervised session or TURN client: 1 to 64 characters, unique below one supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChildId(String);
