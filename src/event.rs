@@ -11,7 +11,7 @@ use crate::config::{ChildId, Remote};
 use crate::counters::Counters;
 use crate::session::{LinkId, SessionState};
 
-/// Something that happened to a supervised session. Subscribers receive it as a message; its `Display` is
+/// Something that happened to a supervised session or TURN client. Subscribers receive it as a message; its `Display` is
 /// one line for a person, its `Serialize` one flat object for a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Message)]
 #[rtype(result = "()")]
@@ -26,7 +26,7 @@ pub struct Event {
     pub kind: EventKind,
 }
 
-/// Why a TCP connection ended.
+/// Why a TCP connection, or a TURN allocation, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -45,6 +45,8 @@ pub enum Cause {
     Forgotten,
     /// `Disconnect`, `StopSession` or the end of the program.
     Told,
+    /// The server refused: wrong credentials, quota, an address it does not serve. It is asked again, slowly.
+    Refused,
     /// A bug: its actor panicked.
     Panicked,
 }
@@ -188,12 +190,12 @@ pub enum EventKind {
         /// Which one, such as `TcpPeerActor of link 3`.
         actor: String,
     },
-    /// The session was given up and stays closed.
+    /// The session, or the TURN client, was given up and stays closed.
     GaveUp {
         /// Why, in a sentence.
         reason: String,
     },
-    /// The session has ended, as told or given up: its last event.
+    /// The session, or the TURN client, has ended, as told or given up: its last event.
     SessionStopped,
     /// The counters so far, every `stats_interval`.
     Stats {

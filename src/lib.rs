@@ -61,6 +61,7 @@ pub mod tcp;
 #[cfg(feature = "test-panic")]
 #[doc(hidden)]
 pub mod test_panic;
+pub mod turn;
 pub mod udp;
 
 mod accept;
@@ -72,6 +73,7 @@ mod lane;
 mod link;
 mod links;
 mod listen;
+mod slots;
 mod sockets;
 mod sockopt;
 mod stream;

@@ -12,7 +12,7 @@ use crate::event::Cause;
 use crate::lane::LinkId;
 use crate::supervisor::SupervisorActor;
 
-/// What a session consists of, for whoever restarts it.
+/// What a session or a TURN client consists of, for whoever restarts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Part {
     /// The `RelaySessionActor`.
@@ -21,6 +21,10 @@ pub(crate) enum Part {
     Endpoint(Option<LinkId>),
     /// A TCP connection: its making or its `TcpPeerActor`.
     Link(LinkId),
+    /// A `TurnClientActor`: one of its own name, or a session's.
+    Turn,
+    /// One allocation of a TURN client, or the attempt to get one.
+    Allocation,
 }
 
 impl fmt::Display for Part {
@@ -30,6 +34,8 @@ impl fmt::Display for Part {
             Self::Endpoint(None) => write!(f, "UdpEndpointActor"),
             Self::Endpoint(Some(link)) => write!(f, "UdpEndpointActor of link {link}"),
             Self::Link(link) => write!(f, "TcpPeerActor of link {link}"),
+            Self::Turn => write!(f, "TurnClientActor"),
+            Self::Allocation => write!(f, "allocation of the TurnClientActor"),
         }
     }
 }
@@ -55,14 +61,15 @@ impl Ending {
     }
 }
 
-/// Which child of which session, and whether it is to be restarted.
+/// Which part of which child, and whether it is to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mortal {
-    pub(crate) session: ChildId,
-    /// Each restart of a session has another one, so that late news of an earlier life is told apart.
+    /// The session, or the TURN client that has a name of its own.
+    pub(crate) child: ChildId,
+    /// Each restart of `child` has another one, so that late news of an earlier life is told apart.
     pub(crate) life: u64,
     pub(crate) part: Part,
-    /// The same for a link's attempts and connections; 0 for other parts.
+    /// The same for the attempts and connections of a link, and for a client's allocations; 0 for other parts.
     pub(crate) round: u64,
     /// An accepted connection is not: its peer comes again.
     pub(crate) again: bool,

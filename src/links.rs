@@ -419,7 +419,7 @@ impl Handler<PartEnded> for RelaySessionActor {
                 self.stop_if_done(ctx);
             }
             // The supervisor will say when it is to be started again.
-            Part::Endpoint(_) | Part::Session => {}
+            Part::Endpoint(_) | Part::Session | Part::Turn | Part::Allocation => {}
         }
     }
 }
@@ -429,7 +429,7 @@ impl Handler<RestartPart> for RelaySessionActor {
 
     fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
         match message.part {
-            Part::Session => {}
+            Part::Session | Part::Turn | Part::Allocation => {}
             Part::Link(id) => self.restart_link(id, ctx),
             Part::Endpoint(None) => {
                 if let Some(local) = self.local.take() {

@@ -109,7 +109,7 @@ pub struct LinkInfo {
     pub counters: Counters,
 }
 
-/// From the supervisor: a part of the session has ended, and this is when it comes again, if it does.
+/// From the supervisor: a part of the session, or of the TURN client, has ended, and this is when it comes again, if it does.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct PartEnded {
@@ -183,8 +183,8 @@ impl RelaySessionActor {
     pub(crate) fn new(seed: Seed) -> Self {
         let Seed { config, sockets, life, stats_interval, supervisor, reporter, token } = seed;
         let maker = LaneMaker::new(config.queue_bytes, config.connect_hold, sockets.totals.clone());
-        let session = config.name.clone();
-        let who = Mortal { session, life, part: Part::Session, round: 0, again: true };
+        let child = config.name.clone();
+        let who = Mortal { child, life, part: Part::Session, round: 0, again: true };
         Self {
             options: TcpOptions::from(&config),
             maker: Arc::new(maker),
@@ -215,7 +215,7 @@ impl RelaySessionActor {
             Part::Link(id) => self.links.get(&id).map_or(0, |link| link.round),
             _ => 0,
         };
-        let who = Mortal { session: self.config.name.clone(), life: self.life, part, round, again };
+        let who = Mortal { child: self.config.name.clone(), life: self.life, part, round, again };
         Obituary::new(who, self.supervisor.clone())
     }
 
@@ -228,7 +228,7 @@ impl RelaySessionActor {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Ending::new(Cause::Broken, format!("{what}: {error}"))
         };
-        let udp = self.sockets.udp().map_err(|error| failed("duplicating the UDP socket", &error))?;
+        let udp = self.sockets.udp(0).map_err(|error| failed("duplicating the UDP socket", &error))?;
         if let Some(udp) = udp {
             let io = Arc::new(UdpIo::new(udp).map_err(|error| failed("setting up the UDP socket", &error))?);
             self.ensure_primary();

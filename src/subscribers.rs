@@ -23,7 +23,7 @@ pub enum Filter {
     /// All of them.
     #[default]
     All,
-    /// Those of one session.
+    /// Those of one session or TURN client.
     Session(ChildId),
 }
 

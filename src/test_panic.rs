@@ -6,6 +6,7 @@ use crate::links::Phase;
 use crate::session::{LinkId, RelaySessionActor};
 use crate::supervisor::SupervisorActor;
 use crate::tcp::TcpPeerActor;
+use crate::turn::TurnClientActor;
 use crate::udp::UdpEndpointActor;
 
 /// To a session: that actor of it is to panic.
@@ -61,4 +62,4 @@ macro_rules! panics {
     )*};
 }
 
-panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor);
+panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor);

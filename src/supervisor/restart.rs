@@ -3,11 +3,20 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// The first wait after a server said no, doubled by each further no. Who asks costs the server work and fills its
+/// log, and a wrong password will be wrong in a moment too: 5 s at the least between two attempts, each of at
+/// most two or three requests, let it see a handful of them in ten seconds.
+const REFUSED_MIN: Duration = Duration::from_secs(10);
+/// The longest such wait: what was put right on the server is found out within 5 minutes.
+const REFUSED_MAX: Duration = Duration::from_secs(300);
+
 /// How a child that is to be restarted ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The network, the far side or the system failed it; `proven` if it had worked before.
     Failed { proven: bool },
+    /// The server answered, and the answer is no: wrong credentials, quota, …; `proven` as above.
+    Refused { proven: bool },
     /// A bug.
     Panicked,
 }
@@ -35,6 +44,8 @@ pub(crate) struct Limits {
 pub(crate) struct Restart {
     /// Failures since it last proved itself; counts no further once the wait is at its longest.
     failures: u32,
+    /// The same for refusals; failures in between change nothing.
+    refusals: u32,
     /// At most `max_panics` of them.
     panics: VecDeque<Instant>,
 }
@@ -42,7 +53,8 @@ pub(crate) struct Restart {
 impl Restart {
     /// The child ended; `jitter` is a random number from 0 to 1. The wait doubles with each failure, and a
     /// random part of it is waited (full jitter), so that many who lost the same peer do not come back at once.
-    /// Network trouble is for ever tried again; only panics end it.
+    /// After a refusal it is half of the wait at the least. Trouble with network or server is for ever tried
+    /// again; only panics end it.
     pub(crate) fn ended(&mut self, now: Instant, outcome: Outcome, jitter: f64, limits: &Limits) -> Verdict {
         if outcome == Outcome::Panicked {
             self.panics.retain(|at| now.saturating_duration_since(*at) < limits.panic_window);
@@ -51,15 +63,27 @@ impl Restart {
             }
             self.panics.push_back(now);
         }
-        if outcome == (Outcome::Failed { proven: true }) {
+        if let Outcome::Failed { proven: true } | Outcome::Refused { proven: true } = outcome {
+            (self.failures, self.refusals) = (0, 0);
+        }
+        let jitter = jitter.clamp(0.0, 1.0);
+        Verdict::After(if let Outcome::Refused { .. } = outcome {
+            // Who refuses has been reached.
             self.failures = 0;
-        }
-        let ceiling = limits.backoff_min.saturating_mul(1 << self.failures.min(20)).min(limits.backoff_max);
-        if ceiling < limits.backoff_max {
-            self.failures += 1;
-        }
-        Verdict::After(ceiling.mul_f64(jitter.clamp(0.0, 1.0)))
+            ceiling(&mut self.refusals, REFUSED_MIN, REFUSED_MAX).mul_f64(0.5 + jitter / 2.0)
+        } else {
+            ceiling(&mut self.failures, limits.backoff_min, limits.backoff_max).mul_f64(jitter)
+        })
     }
+}
+
+/// `min`, doubled `count` times, but at most `max`; counts one more unless that is reached.
+fn ceiling(count: &mut u32, min: Duration, max: Duration) -> Duration {
+    let ceiling = min.saturating_mul(1 << (*count).min(20)).min(max);
+    if ceiling < max {
+        *count += 1;
+    }
+    ceiling
 }
 
 #[cfg(test)]
@@ -74,6 +98,8 @@ mod tests {
         panic_window: Duration::from_secs(60),
     };
     const FAILED: Outcome = Outcome::Failed { proven: false };
+    const PROVEN: Outcome = Outcome::Failed { proven: true };
+    const REFUSED: Outcome = Outcome::Refused { proven: false };
 
     fn longest(restart: &mut Restart, now: Instant, outcome: Outcome) -> Duration {
         match restart.ended(now, outcome, 1.0, &LIMITS) {
@@ -87,8 +113,30 @@ mod tests {
         let (mut restart, now) = (Restart::default(), crate::flow::tests::any_instant());
         let waits: Vec<_> = (0..8).map(|_| longest(&mut restart, now, FAILED).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 4000, 4000]);
-        assert_eq!(longest(&mut restart, now, Outcome::Failed { proven: true }).as_millis(), 100);
+        assert_eq!(longest(&mut restart, now, PROVEN).as_millis(), 100);
         assert_eq!(longest(&mut restart, now, FAILED).as_millis(), 200);
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_asked_slowly_until_it_has_worked() {
+        let (mut restart, now) = (Restart::default(), crate::flow::tests::any_instant());
+        let mut waits = |outcomes: &[Outcome]| -> Vec<_> {
+            outcomes.iter().map(|outcome| longest(&mut restart, now, *outcome).as_millis()).collect()
+        };
+        assert_eq!(waits(&[REFUSED; 7]), [10_000, 20_000, 40_000, 80_000, 160_000, 300_000, 300_000]);
+        // It cannot be reached for a while, and then it refuses again.
+        assert_eq!(waits(&[FAILED, FAILED, REFUSED, FAILED]), [100, 200, 300_000, 100]);
+        assert_eq!(waits(&[PROVEN, REFUSED, REFUSED]), [100, 10_000, 20_000]);
+        // It worked, and then it refused.
+        assert_eq!(waits(&[Outcome::Refused { proven: true }, REFUSED, FAILED]), [10_000, 20_000, 100]);
+    }
+
+    #[test]
+    fn a_refused_child_waits_for_half_of_the_wait_at_least() {
+        let now = crate::flow::tests::any_instant();
+        let wait = |jitter| Restart::default().ended(now, REFUSED, jitter, &LIMITS);
+        assert_eq!(wait(0.0), Verdict::After(Duration::from_secs(5)));
+        assert_eq!(wait(1.0), Verdict::After(Duration::from_secs(10)));
     }
 
     #[test]
@@ -107,15 +155,17 @@ mod tests {
     proptest! {
         #[test]
         fn waits_are_bounded_and_only_panics_end_it(
-            steps in prop::collection::vec((0..3u8, 0..10_000u64, 0.0..1.0f64), 1..300),
+            steps in prop::collection::vec((0..5u8, 0..10_000u64, 0.0..1.0f64), 1..300),
         ) {
             let (mut restart, mut now) = (Restart::default(), crate::flow::tests::any_instant());
             let mut panics: Vec<Instant> = Vec::new();
+            let mut refusals = 0;
             for (how, wait, jitter) in steps {
                 now += Duration::from_millis(wait);
                 let outcome = match how {
                     0 => Outcome::Panicked,
-                    how => Outcome::Failed { proven: how == 1 },
+                    1 | 2 => Outcome::Failed { proven: how == 1 },
+                    how => Outcome::Refused { proven: how == 3 },
                 };
                 panics.retain(|at| *at + LIMITS.panic_window > now);
                 let too_many = outcome == Outcome::Panicked && panics.len() >= LIMITS.max_panics;
@@ -123,9 +173,16 @@ mod tests {
                     Verdict::GiveUp => prop_assert!(too_many),
                     Verdict::After(wait) => {
                         prop_assert!(!too_many);
-                        prop_assert!(wait <= LIMITS.backoff_max);
-                        if outcome == (Outcome::Failed { proven: true }) {
-                            prop_assert!(wait <= LIMITS.backoff_min);
+                        let proven = matches!(how, 1 | 3);
+                        refusals = if proven { 0 } else { refusals };
+                        if let Outcome::Refused { .. } = outcome {
+                            refusals += 1;
+                            prop_assert!(wait >= REFUSED_MIN / 2 && wait <= REFUSED_MAX);
+                            prop_assert!(wait <= REFUSED_MIN * (1 << (refusals - 1).min(5)));
+                            prop_assert!(wait >= REFUSED_MIN * (1 << (refusals - 1).min(4)) / 2);
+                        } else {
+                            prop_assert!(wait <= LIMITS.backoff_max);
+                            prop_assert!(!proven || wait <= LIMITS.backoff_min);
                         }
                         if outcome == Outcome::Panicked { panics.push(now); }
                     }

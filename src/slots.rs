@@ -1,0 +1,438 @@
+//! The supervisor's slots: what it keeps for each session and each TURN client, from one life to the next.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use actix_rt::ArbiterHandle;
+use tokio::sync::oneshot;
+
+use crate::clock::now;
+use crate::config::{ChildId, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::event::{Cause, Event, EventKind};
+use crate::link::{Ending, Mortal, Part};
+use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
+use crate::sockets::Sockets;
+use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
+use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
+use crate::turn::{TurnClientActor, TurnSeed};
+
+/// One session, or one TURN client.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    config: Config,
+    sockets: Arc<Sockets>,
+    arbiter: ArbiterHandle,
+    life: u64,
+    /// `None` between two lives.
+    main: Option<Main>,
+    restarts: HashMap<Part, Restart>,
+    stopping: Option<Vec<oneshot::Sender<()>>>,
+}
+
+/// What each life begins with.
+#[derive(Clone, Debug)]
+enum Config {
+    Session(Box<SessionConfig>),
+    Turn(Box<TurnConfig>),
+}
+
+/// The actor that a slot is there for. It is told of the others, and its end is the end of a life.
+#[derive(Debug)]
+enum Main {
+    Session(Addr<RelaySessionActor>),
+    Turn(Addr<TurnClientActor>),
+}
+
+impl Main {
+    fn tell<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        RelaySessionActor: Handler<M>,
+        TurnClientActor: Handler<M>,
+    {
+        match self {
+            Self::Session(addr) => addr.do_send(message),
+            Self::Turn(addr) => addr.do_send(message),
+        }
+    }
+}
+
+impl Slot {
+    /// The session's actor, while it lives.
+    pub(crate) fn session(&self) -> Option<&Addr<RelaySessionActor>> {
+        match &self.main {
+            Some(Main::Session(addr)) => Some(addr),
+            _ => None,
+        }
+    }
+
+    /// The TURN client's actor, while it lives.
+    pub(crate) fn turn(&self) -> Option<&Addr<TurnClientActor>> {
+        match &self.main {
+            Some(Main::Turn(addr)) => Some(addr),
+            _ => None,
+        }
+    }
+
+    fn main_part(&self) -> Part {
+        match self.config {
+            Config::Session(_) => Part::Session,
+            Config::Turn(_) => Part::Turn,
+        }
+    }
+}
+
+impl SupervisorActor {
+    pub(crate) fn start_session(
+        &mut self,
+        config: SessionConfig,
+        ctx: &Context<Self>,
+    ) -> Result<Addr<RelaySessionActor>, StartError> {
+        self.check_open()?;
+        config.validate()?;
+        let name = config.name.clone();
+        self.check_free(&name)?;
+        let sockets =
+            Sockets::open(&config).map_err(|source| StartError::Socket { session: name.clone(), source })?;
+        let slot = self.fill_slot(&name, Config::Session(Box::new(config)), sockets, ctx)?;
+        Ok(slot.session().expect("its life has begun").clone())
+    }
+
+    pub(crate) fn start_turn(
+        &mut self,
+        config: TurnConfig,
+        ctx: &Context<Self>,
+    ) -> Result<Addr<TurnClientActor>, StartError> {
+        self.check_open()?;
+        config.validate()?;
+        let name = config.name.clone();
+        self.check_free(&name)?;
+        let udp: Vec<_> = config.udp_forward.iter().map(|forward| forward.local_udp).collect();
+        let tcp: Vec<_> = config.tcp_listen.iter().map(|listen| listen.local_tcp).collect();
+        let sockets = Sockets::open_turn(&udp, &tcp)
+            .map_err(|source| StartError::TurnSocket { turn: name.clone(), source })?;
+        let slot = self.fill_slot(&name, Config::Turn(Box::new(config)), sockets, ctx)?;
+        Ok(slot.turn().expect("its life has begun").clone())
+    }
+
+    fn check_open(&self) -> Result<(), StartError> {
+        if self.shut_down {
+            return Err(StartError::ShutDown);
+        }
+        Ok(self.config.validate()?)
+    }
+
+    fn check_free(&self, name: &ChildId) -> Result<(), StartError> {
+        if self.slots.contains_key(name) { Err(StartError::NameTaken(name.clone())) } else { Ok(()) }
+    }
+
+    /// A slot for a new child, and the child's first life.
+    fn fill_slot(
+        &mut self,
+        name: &ChildId,
+        config: Config,
+        sockets: Sockets,
+        ctx: &Context<Self>,
+    ) -> Result<&Slot, StartError> {
+        let arbiter = self.workers.next().map_err(StartError::Thread)?;
+        let slot = Slot {
+            config,
+            sockets: Arc::new(sockets),
+            arbiter,
+            life: 0,
+            main: None,
+            restarts: HashMap::new(),
+            stopping: None,
+        };
+        self.slots.insert(name.clone(), slot);
+        Ok(self.give_life(name, ctx.address()).expect("the slot was inserted above"))
+    }
+
+    /// Starts the slot's main actor, for the first time or again.
+    fn give_life(&mut self, name: &ChildId, this: Addr<Self>) -> Option<&Slot> {
+        let slot = self.slots.get_mut(name)?;
+        self.lives += 1;
+        slot.life = self.lives;
+        let main = slot.main_part();
+        // Its links begin anew, and so do their numbers. What a server refused it will refuse the next life too.
+        slot.restarts.retain(|part, _| *part == main || *part == Part::Allocation);
+        let (life, sockets, supervisor) = (slot.life, slot.sockets.clone(), this.clone());
+        let stats_interval = self.config.stats_interval;
+        let reporter = Reporter::new(name.clone(), this.recipient());
+        let token = self.token.child_token();
+        slot.main = Some(match slot.config.clone() {
+            Config::Session(config) => {
+                let config = *config;
+                let seed = Seed { config, sockets, life, stats_interval, supervisor, reporter, token };
+                let start = |_: &mut _| RelaySessionActor::new(seed);
+                Main::Session(RelaySessionActor::start_in_arbiter(&slot.arbiter, start))
+            }
+            Config::Turn(config) => {
+                let who = Mortal { child: name.clone(), life, part: main, round: 0, again: true };
+                let config = *config;
+                let seed = TurnSeed { config, sockets, who, stats_interval, supervisor, reporter, token };
+                let start = |_: &mut _| TurnClientActor::new(seed);
+                Main::Turn(TurnClientActor::start_in_arbiter(&slot.arbiter, start))
+            }
+        });
+        Some(slot)
+    }
+
+    fn publish(&mut self, child: &ChildId, kind: EventKind) {
+        self.subscribers.publish(&Event::now(child.clone(), kind));
+    }
+
+    /// The child's main actor is gone and is not to come back.
+    fn remove(&mut self, name: &ChildId) {
+        if let Some(mut slot) = self.slots.remove(name) {
+            let (stopping, is_session) = (slot.stopping.take(), slot.main_part() == Part::Session);
+            // Its sockets are closed before anybody hears that they are.
+            drop(slot);
+            stopping.into_iter().flatten().for_each(|waiting| {
+                let _ = waiting.send(());
+            });
+            if is_session {
+                self.publish(name, EventKind::StateChanged { state: SessionState::Closed });
+            }
+            self.publish(name, EventKind::SessionStopped);
+        }
+    }
+
+    /// Tells the child to stop; ready when it has.
+    pub(crate) fn stop_child(&mut self, name: &ChildId) -> Result<oneshot::Receiver<()>, NoSession> {
+        let slot = self.slots.get_mut(name).ok_or_else(|| NoSession(name.clone()))?;
+        let (done, stopped) = oneshot::channel();
+        slot.stopping.get_or_insert_default().push(done);
+        match &slot.main {
+            Some(main) => main.tell(Stop),
+            None => self.remove(name),
+        }
+        Ok(stopped)
+    }
+
+    fn give_up(&mut self, name: &ChildId, reason: String) {
+        tracing::error!(child = %name, %reason, "given up");
+        self.publish(name, EventKind::GaveUp { reason });
+        // The receiver is not needed: nobody waits.
+        let _ = self.stop_child(name);
+    }
+
+    pub(crate) fn child_ended(&mut self, who: Mortal, ending: Ending, ctx: &mut Context<Self>) {
+        let limits = self.limits();
+        let Some(slot) = self.slots.get_mut(&who.child).filter(|slot| slot.life == who.life) else {
+            return;
+        };
+        let stopping = slot.stopping.is_some();
+        let is_main = who.part == slot.main_part();
+        if is_main {
+            slot.main = None;
+            if stopping {
+                return self.remove(&who.child);
+            }
+        }
+        let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
+            let history = slot.restarts.entry(who.part).or_default();
+            history.ended(now(), outcome, fastrand::f64(), &limits)
+        });
+        if verdict.is_none() {
+            slot.restarts.remove(&who.part);
+        }
+        let again_in = match verdict {
+            Some(Verdict::After(wait)) => Some(wait),
+            _ => None,
+        };
+        if let Some(main) = &slot.main {
+            main.tell(PartEnded { part: who.part, round: who.round, ending: ending.clone(), again_in });
+        }
+        self.report_ending(&who, &ending, again_in);
+        match verdict {
+            Some(Verdict::After(wait)) => {
+                ctx.run_later(wait, move |act, ctx| act.restart_due(&who, ctx));
+            }
+            Some(Verdict::GiveUp) => {
+                self.give_up(&who.child, format!("{} panicked too often", who.part));
+            }
+            // A child that ended without a fault and untold: its thread is gone.
+            None if is_main => self.give_up(&who.child, ending.detail),
+            None => {}
+        }
+    }
+
+    /// Of a link, and of an allocation, their owner itself tells, when it hears of it.
+    fn report_ending(&mut self, who: &Mortal, ending: &Ending, retry_in: Option<Duration>) {
+        let actor = who.part.to_string();
+        match (ending.cause, who.part) {
+            (Cause::Panicked, _) => self.publish(&who.child, EventKind::ActorPanicked { actor }),
+            (Cause::Broken, Part::Session | Part::Turn | Part::Endpoint(_)) => {
+                let error = ending.detail.clone();
+                self.publish(&who.child, EventKind::ActorFailed { actor, error, retry_in });
+            }
+            _ => {}
+        }
+    }
+
+    fn restart_due(&mut self, who: &Mortal, ctx: &Context<Self>) {
+        let Some(slot) = self.slots.get(&who.child) else { return };
+        if slot.life != who.life || slot.stopping.is_some() {
+            return;
+        }
+        match &slot.main {
+            None if who.part == slot.main_part() => {
+                self.give_life(&who.child, ctx.address());
+            }
+            None => {}
+            Some(main) => main.tell(RestartPart { part: who.part }),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let SupervisorConfig { backoff_min, backoff_max, max_panics, panic_window, .. } = self.config;
+        Limits { backoff_min, backoff_max, max_panics, panic_window }
+    }
+}
+
+/// Whether, and after what, the part is to be started again.
+fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
+    if !who.again {
+        return None;
+    }
+    match ending.cause {
+        Cause::Panicked => Some(Outcome::Panicked),
+        Cause::Refused => Some(Outcome::Refused { proven: ending.proven }),
+        Cause::Closed | Cause::Broken | Cause::UnfinishedFrame | Cause::UdpStuck => {
+            Some(Outcome::Failed { proven: ending.proven })
+        }
+        Cause::Told | Cause::Replaced | Cause::Forgotten => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::GetSession;
+    use crate::subscribers::Filter;
+    use crate::config::TurnServer;
+    use crate::supervisor::Subscribe;
+    use crate::supervisor::{GetSessions, InSession, InTurn, Shutdown, StartSession, StartTurn, StopSession};
+    use tokio::sync::mpsc;
+
+    /// To the TURN client: which life is this? Or: panic.
+    #[derive(Message)]
+    #[rtype(result = "Addr<TurnClientActor>")]
+    struct WhoAreYou {
+        panic: bool,
+    }
+
+    impl Handler<WhoAreYou> for TurnClientActor {
+        type Result = Addr<Self>;
+
+        fn handle(&mut self, message: WhoAreYou, ctx: &mut Self::Context) -> Self::Result {
+            assert!(!message.panic, "told to panic");
+            ctx.address()
+        }
+    }
+
+    struct Observer(mpsc::UnboundedSender<Event>);
+
+    impl Actor for Observer {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Event> for Observer {
+        type Result = ();
+
+        fn handle(&mut self, event: Event, _: &mut Self::Context) {
+            let _ = self.0.send(event);
+        }
+    }
+
+    fn any() -> std::net::SocketAddr {
+        ([127, 0, 0, 1], 0).into()
+    }
+
+    fn session(name: &str) -> StartSession {
+        StartSession { config: SessionConfig::new(name).local_udp(any()) }
+    }
+
+    fn turn(name: &str) -> StartTurn {
+        let uri = "turn:127.0.0.1:1".parse().unwrap();
+        let mut config = TurnConfig::new(name, TurnServer::new(uri));
+        config.allocate = false;
+        StartTurn { config }
+    }
+
+    fn ask(name: &str) -> InTurn<WhoAreYou> {
+        InTurn { turn: name.into(), message: WhoAreYou { panic: false } }
+    }
+
+    fn stop(name: &str) -> StopSession {
+        StopSession { session: name.into() }
+    }
+
+    #[actix::test]
+    async fn a_turn_client_is_started_reached_and_stopped_by_its_name() {
+        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
+        let addr = supervisor.send(turn("turn")).await.unwrap().unwrap();
+        assert_eq!(supervisor.send(ask("turn")).await.unwrap().unwrap(), addr);
+        supervisor.send(stop("turn")).await.unwrap().unwrap();
+        assert!(!addr.connected());
+        let nobody = Err(NoSession("turn".into()));
+        assert_eq!(supervisor.send(ask("turn")).await.unwrap(), nobody);
+        assert_eq!(supervisor.send(stop("turn")).await.unwrap(), nobody.map(|_: Addr<TurnClientActor>| ()));
+    }
+
+    #[actix::test]
+    async fn a_name_is_one_childs_only_and_each_is_spoken_to_in_its_own_way() {
+        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
+        let turn_client = supervisor.send(turn("a")).await.unwrap().unwrap();
+        let relay = supervisor.send(session("b")).await.unwrap().unwrap();
+        let refused = supervisor.send(session("a")).await.unwrap().unwrap_err();
+        assert!(matches!(refused, StartError::NameTaken(name) if name == "a".into()));
+        let refused = supervisor.send(turn("b")).await.unwrap().unwrap_err();
+        assert!(matches!(refused, StartError::NameTaken(name) if name == "b".into()));
+        assert_eq!(supervisor.send(ask("b")).await.unwrap(), Err(NoSession("b".into())));
+        let question = InSession { session: "a".into(), message: GetSession };
+        assert_eq!(supervisor.send(question).await.unwrap(), Err(NoSession("a".into())));
+        let names: Vec<_> = supervisor.send(GetSessions).await.unwrap().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, ["b".into()]);
+        supervisor.send(Shutdown).await.unwrap();
+        assert!(!turn_client.connected() && !relay.connected());
+    }
+
+    #[actix::test]
+    async fn a_turn_client_that_panicked_is_replaced_and_one_that_stopped_is_heard_of() {
+        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
+        let (events, mut heard) = mpsc::unbounded_channel();
+        let observer = Observer(events).start();
+        supervisor
+            .send(Subscribe { recipient: observer.clone().recipient(), filter: Filter::All })
+            .await
+            .unwrap();
+        let first = supervisor.send(turn("turn")).await.unwrap().unwrap();
+        assert!(first.send(WhoAreYou { panic: true }).await.is_err());
+        let mut event = async || heard.recv().await.unwrap().kind;
+        let actor = "TurnClientActor".to_owned();
+        assert_eq!(event().await, EventKind::ActorPanicked { actor });
+        let second = loop {
+            if let Ok(addr) = supervisor.send(ask("turn")).await.unwrap() {
+                break addr;
+            }
+        };
+        assert!(second != first && second.connected());
+        supervisor.send(stop("turn")).await.unwrap().unwrap();
+        assert_eq!(event().await, EventKind::SessionStopped);
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_asked_for_again_but_not_what_was_told_to_end() {
+        let mut who = Mortal { child: "turn".into(), life: 1, part: Part::Allocation, round: 1, again: true };
+        let refused = Ending { proven: true, ..Ending::new(Cause::Refused, "401 Unauthorized") };
+        assert_eq!(outcome(&who, &refused), Some(Outcome::Refused { proven: true }));
+        assert_eq!(outcome(&who, &Ending::new(Cause::Told, "deallocated")), None);
+        who.again = false;
+        assert_eq!(outcome(&who, &refused), None);
+    }
+}
