@@ -54,7 +54,8 @@ impl<'b> Received<'b> {
         let (kind, mut rest) = raw::message(bytes).ok_or_else(|| malformed("header or length"))?;
         let mut received = Self::new(MessageType::from(kind), bytes);
         // What is left to stun-rs. It would refuse a message for any attribute that it finds malformed, also
-        // for one that nobody asked for, or behind the integrity.
+        // for one that nobody asked for, or behind the integrity; and be busy for seconds with one
+        // UNKNOWN-ATTRIBUTES of 64 KB.
         let mut kept = bytes[..HEADER_LEN].to_vec();
         let mut is_over = false;
         while !rest.is_empty() {

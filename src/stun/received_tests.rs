@@ -226,17 +226,13 @@ fn a_reason_is_text_that_can_be_printed() {
     let long = "\u{e9}".repeat(300);
     for (value, number, reason) in [
         (b"\0\0\x04\x01Unauthorized\0\0\0\0".as_slice(), 401, "Unauthorized"),
-        (b"\xff\xff\xff\x26", 738, ""),
+        (b"\xff\xff\xfc\x26", 438, ""),
         (b"\0\0\x05\x08no \x1b[31mport\r\n\0\0", 508, "no [31mport"),
         (b"\0\0\x03\0\xffx", 300, "\u{fffd}x"),
         (&[b"\0\0\x04\x57", long.as_bytes()].concat(), 487, &long[..256]),
     ] {
         let bytes = error_with(&[(raw::ERROR_CODE, value)]);
-        if number == 738 {
-            assert!(Received::decode(&bytes).is_err());
-        } else {
-            assert_eq!(Received::decode(&bytes).unwrap().error, Some((number, reason.into())));
-        }
+        assert_eq!(Received::decode(&bytes).unwrap().error, Some((number, reason.into())));
     }
 }
 
@@ -246,6 +242,7 @@ fn a_malformed_attribute_that_matters_is_an_error() {
     for (kind, value) in [
         (raw::ERROR_CODE, b"\0\0\x04".as_slice()),
         (raw::ERROR_CODE, b"\0\0\x02\x01"),
+        (raw::ERROR_CODE, b"\0\0\x07\x01"),
         (raw::ERROR_CODE, b"\0\0\x04\x64"),
         (raw::REALM, b"\xff"),
         (raw::REALM, &long),
