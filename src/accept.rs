@@ -3,6 +3,7 @@
 //! With `max_peers = 1` a newcomer gets the one place at once if that is free, or held by a connection that
 //! never sent anything or has been silent for 5 s; else it waits that long in the lobby. With more places a
 //! newcomer waits in the lobby until it has sent something, so that those who only knock cost no UDP socket.
+//! Those who come through a relay are treated alike.
 
 use std::future::Future;
 use std::io;
@@ -12,15 +13,15 @@ use std::task::{Context as TaskContext, Poll};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clock::now;
 use crate::event::{Cause, EventKind, Refusal};
+use crate::link_stream::Stream;
 use crate::links::Link;
 use crate::listen::{Incoming, Listener, Waiting};
 use crate::session::admission::{Admission, SILENT_TIMEOUT, admit};
-use crate::session::{LinkId, RelaySessionActor};
+use crate::session::{LinkId, PeerArrived, RelaySessionActor};
 use crate::sockopt;
 
 /// Connections accepted in one turn of the task.
@@ -64,15 +65,17 @@ impl RelaySessionActor {
                 self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
             }
             Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp: listener }),
-            Incoming::Peer(stream, peer) => self.on_peer(stream, peer, ctx),
+            Incoming::Peer(tcp, peer) => self.on_peer(tcp.into(), peer, ctx),
         }
     }
 
-    fn on_peer(&mut self, stream: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+    fn on_peer(&mut self, stream: Stream, peer: SocketAddr, ctx: &mut Context<Self>) {
         if !self.is_allowed(peer.ip()) {
             return self.refuse(peer, Refusal::NotAllowed);
         }
-        if let Err(error) = sockopt::tune_tcp(&stream) {
+        if let Stream::Tcp(tcp) = &stream
+            && let Err(error) = sockopt::tune_tcp(tcp)
+        {
             // The peer has gone already; whoever reads will find out.
             tracing::debug!(%peer, %error, "tuning an accepted connection");
         }
@@ -152,6 +155,25 @@ impl RelaySessionActor {
     }
 }
 
+impl Handler<PeerArrived> for RelaySessionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: PeerArrived, ctx: &mut Self::Context) {
+        let PeerArrived { stream, peer } = message;
+        if self.stopping {
+            return;
+        }
+        if self.config.peer_limit() == 1 {
+            self.ensure_primary();
+        }
+        // Those that a listener would leave in the kernel's queue have none to wait in.
+        if self.lobby.closed_until(now()).is_some() {
+            return self.refuse(peer, Refusal::Full);
+        }
+        self.on_peer(stream, peer, ctx);
+    }
+}
+
 /// Looks at the lobby and accepts at all addresses of the session, each time that is woken.
 #[derive(Default)]
 pub(crate) struct Accept {
@@ -209,5 +231,161 @@ fn look_at_lobby(act: &mut RelaySessionActor, cx: &mut TaskContext<'_>) {
         while let Poll::Ready(waiting) = act.lobby.poll_spoken(cx) {
             act.on_spoken(waiting);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UdpSocket;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::{SessionConfig, SupervisorConfig};
+    use crate::event::Event;
+    use crate::listen::Lobby;
+    use crate::session::{GetSession, SessionInfo};
+    use crate::slots::tests::{Observer, observe};
+    use crate::supervisor::{StartSession, SupervisorActor};
+    use crate::turn_stream::tests::{Relayed, relayed, reset};
+
+    /// A session that listens nowhere, its service, and what is reported.
+    struct House {
+        session: Addr<RelaySessionActor>,
+        service: UdpSocket,
+        events: mpsc::UnboundedReceiver<Event>,
+        _observer: Addr<Observer>,
+        _supervisor: Addr<SupervisorActor>,
+    }
+
+    impl House {
+        async fn new(configure: impl FnOnce(&mut SessionConfig)) -> Self {
+            // A stream is used on the thread it was made on.
+            let supervisor =
+                SupervisorActor::new(SupervisorConfig { workers: 0, ..Default::default() }).start();
+            let (_observer, events) = observe(&supervisor).await;
+            let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let mut config = SessionConfig::new("far").udp_forward(service.local_addr().unwrap());
+            configure(&mut config);
+            let session = supervisor.send(StartSession { config }).await.unwrap().unwrap();
+            Self { session, service, events, _observer, _supervisor: supervisor }
+        }
+
+        async fn arrives(&self, stream: Stream, peer: &str) -> SessionInfo {
+            self.session.send(PeerArrived { stream, peer: peer.parse().unwrap() }).await.unwrap();
+            self.session.send(GetSession).await.unwrap()
+        }
+
+        async fn event<T>(&mut self, find: impl Fn(&EventKind) -> Option<T>) -> T {
+            loop {
+                let event = self.events.recv().await.expect("the supervisor is here");
+                if let Some(found) = find(&event.kind) {
+                    return found;
+                }
+            }
+        }
+
+        async fn connected(&mut self) -> SocketAddr {
+            self.event(|kind| match kind {
+                EventKind::PeerConnected { peer, .. } => Some(*peer),
+                _ => None,
+            })
+            .await
+        }
+
+        async fn refused(&mut self) -> (SocketAddr, Refusal) {
+            self.event(|kind| match kind {
+                EventKind::PeerRefused { peer, reason, .. } => Some((*peer, *reason)),
+                _ => None,
+            })
+            .await
+        }
+
+        async fn echo(&self) {
+            let mut buffer = [0; 64];
+            let (len, from) = self.service.recv_from(&mut buffer).await.unwrap();
+            self.service.send_to(&buffer[..len], from).await.unwrap();
+        }
+    }
+
+    #[actix::test]
+    async fn a_relayed_peer_is_served_with_what_it_sent_early() {
+        let mut house = House::new(|_| ()).await;
+        let Relayed { stream, mut server, .. } = relayed(b"\x00\x05hel", "192.0.2.1:9", 1).await;
+        house.arrives(stream.into(), "192.0.2.1:9").await;
+        assert_eq!(house.connected().await, "192.0.2.1:9".parse().unwrap());
+        server.write_all(b"lo").await.unwrap();
+        house.echo().await;
+        let mut answer = [0; 7];
+        server.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"\x00\x05hello");
+    }
+
+    #[actix::test]
+    async fn a_relayed_peer_costs_nothing_before_it_has_spoken_and_is_told_of_when_it_goes() {
+        let mut house = House::new(|_| ()).await;
+        let Relayed { stream, mut server, mut ended } = relayed(b"", "192.0.2.1:9", 2).await;
+        let info = house.arrives(stream.into(), "192.0.2.1:9").await;
+        assert_eq!((info.waiting, info.links.len()), (1, 0));
+        server.write_all(b"\x00\x01x").await.unwrap();
+        house.connected().await;
+        drop(server);
+        let cause = |kind: &EventKind| match kind {
+            EventKind::PeerDisconnected { cause, .. } => Some(*cause),
+            _ => None,
+        };
+        assert_eq!(house.event(cause).await, Cause::Closed);
+        let ended = ended.recv().await.unwrap();
+        assert_eq!((ended.key, ended.error), (2, None));
+        // One that goes before it has spoken leaves nothing behind either.
+        let Relayed { stream, server, mut ended } = relayed(b"", "192.0.2.1:9", 3).await;
+        house.arrives(stream.into(), "192.0.2.1:9").await;
+        drop(server);
+        assert_eq!(ended.recv().await.unwrap().key, 3);
+        assert_eq!(house.session.send(GetSession).await.unwrap().waiting, 0);
+    }
+
+    #[actix::test]
+    async fn a_relayed_peer_gets_the_only_place_if_it_is_free_and_waits_if_not() {
+        let mut house = House::new(|config| config.max_peers = Some(1)).await;
+        let Relayed { stream, mut server, .. } = relayed(b"", "192.0.2.1:9", 1).await;
+        let info = house.arrives(stream.into(), "192.0.2.1:9").await;
+        assert_eq!((info.waiting, info.links[0].peer), (0, "192.0.2.1:9".parse().ok()));
+        house.connected().await;
+        server.write_all(b"\x00\x01x").await.unwrap();
+        house.echo().await;
+        let second = relayed(b"", "192.0.2.2:9", 2).await;
+        let info = house.arrives(second.stream.into(), "192.0.2.2:9").await;
+        assert_eq!((info.waiting, info.links.len()), (1, 1));
+        drop(server);
+        assert_eq!(house.connected().await, "192.0.2.2:9".parse().unwrap());
+    }
+
+    #[actix::test]
+    async fn a_relayed_peer_that_is_not_allowed_is_turned_away() {
+        let mut house = House::new(|config| config.allow = vec!["192.0.2.1/32".parse().unwrap()]).await;
+        let Relayed { stream, mut ended, .. } = relayed(b"x", "192.0.2.2:9", 4).await;
+        house.arrives(stream.into(), "192.0.2.2:9").await;
+        assert_eq!(house.refused().await, ("192.0.2.2:9".parse().unwrap(), Refusal::NotAllowed));
+        assert_eq!(ended.recv().await.unwrap().key, 4);
+    }
+
+    #[actix::test]
+    async fn relayed_peers_do_not_push_each_other_out_of_the_lobby_at_once() {
+        let mut house = House::new(|_| ()).await;
+        let mut held = Vec::new();
+        let mut arrivals = Vec::new();
+        for key in 0..=Lobby::LIMIT as u64 {
+            let Relayed { stream, server, ended } = relayed(b"", "192.0.2.1:9", key).await;
+            arrivals.push(PeerArrived { stream: stream.into(), peer: "192.0.2.1:9".parse().unwrap() });
+            held.push((server, ended));
+        }
+        // All in one turn of the task.
+        arrivals.into_iter().for_each(|arrival| house.session.do_send(arrival));
+        assert_eq!(house.refused().await.1, Refusal::Full);
+        assert_eq!(held[Lobby::LIMIT].1.recv().await.unwrap().key, Lobby::LIMIT as u64);
+        assert_eq!(house.session.send(GetSession).await.unwrap().waiting, Lobby::LIMIT);
+        // So many ports are not to linger in TIME_WAIT.
+        held.into_iter().for_each(|(server, _)| reset(server));
     }
 }

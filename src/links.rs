@@ -19,6 +19,7 @@ use crate::dial::{DialError, dial};
 use crate::event::{Cause, EventKind, Refusal};
 use crate::lane::{Lane, LinkId, UdpParty};
 use crate::link::{Ending, Part};
+use crate::link_stream::Stream;
 use crate::session::admission::{Incumbent, SILENT_TIMEOUT};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, SessionState, in_wall_time};
 use crate::sockopt::{self, SocketError};
@@ -173,7 +174,7 @@ impl RelaySessionActor {
 
     fn dialed(&mut self, id: LinkId, result: Result<(TcpStream, SocketAddr), DialError>) {
         let failed = match result {
-            Ok((stream, peer)) => match self.attach(id, stream, peer, now(), true) {
+            Ok((stream, peer)) => match self.attach(id, stream.into(), peer, now(), true) {
                 Ok(()) => return,
                 Err(error) => error.to_string(),
             },
@@ -190,7 +191,7 @@ impl RelaySessionActor {
     pub(crate) fn attach(
         &mut self,
         id: LinkId,
-        stream: TcpStream,
+        stream: Stream,
         peer: SocketAddr,
         since: Instant,
         dialed: bool,
@@ -260,7 +261,7 @@ impl RelaySessionActor {
     }
 
     /// A link for an accepted peer, one of many.
-    pub(crate) fn adopt(&mut self, stream: TcpStream, peer: SocketAddr) {
+    pub(crate) fn adopt(&mut self, stream: Stream, peer: SocketAddr) {
         let to = self.config.udp_forward.map(|to| UdpParty { to, from: None });
         let lane = self.maker.make(to);
         let id = lane.link;

@@ -8,9 +8,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
+
+use crate::link_stream::Stream;
 
 /// The first rest of a listener when the system has no descriptor or memory left; doubled up to the last.
 const FIRST_REST: Duration = Duration::from_millis(50);
@@ -96,7 +97,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// A connection in the lobby.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     pub(crate) peer: SocketAddr,
     pub(crate) since: Instant,
     /// It has sent something: it need not be looked at again.
@@ -157,8 +158,8 @@ impl Lobby {
     /// The next connection that has sent something, its bytes unread. Those that were closed are dropped.
     pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<Waiting> {
         let mut index = 0;
-        while let Some(waiting) = self.waiting.get(index) {
-            match peek(&waiting.stream, cx) {
+        while let Some(waiting) = self.waiting.get_mut(index) {
+            match waiting.stream.poll_spoken(cx) {
                 Poll::Pending => index += 1,
                 Poll::Ready(spoken) => {
                     if let Some(waiting) = self.waiting.remove(index).filter(|_| spoken) {
@@ -174,7 +175,7 @@ impl Lobby {
     pub(crate) fn drop_closed(&mut self, cx: &mut Context<'_>) {
         self.waiting.retain_mut(|waiting| {
             if !waiting.spoken
-                && let Poll::Ready(spoken) = peek(&waiting.stream, cx)
+                && let Poll::Ready(spoken) = waiting.stream.poll_spoken(cx)
             {
                 waiting.spoken = spoken;
                 return spoken;
@@ -182,10 +183,4 @@ impl Lobby {
             true
         });
     }
-}
-
-/// Whether a byte is there to be read; `false` if none will ever come.
-fn peek(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<bool> {
-    let mut byte = [0];
-    stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|peeked| matches!(peeked, Ok(1..)))
 }

@@ -20,6 +20,7 @@ use crate::counters::{Counters, LiveCounters};
 use crate::event::{Cause, EventKind};
 use crate::lane::LaneMaker;
 use crate::link::{Ending, Mortal, Obituary, Part};
+use crate::link_stream::Stream;
 use crate::links::{Link, Phase};
 use crate::listen::{Listener, Lobby};
 use crate::sockets::Sockets;
@@ -124,6 +125,14 @@ pub(crate) struct PartEnded {
 #[rtype(result = "()")]
 pub(crate) struct RestartPart {
     pub(crate) part: Part,
+}
+
+/// A peer has come through a relay: it is let in as if a listener had accepted it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct PeerArrived {
+    pub(crate) stream: Stream,
+    pub(crate) peer: SocketAddr,
 }
 
 /// From the supervisor: close everything in order, then end.

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clock::now;
@@ -23,6 +22,7 @@ use crate::counters::DropReason;
 use crate::event::{Cause, EventKind};
 use crate::lane::Lane;
 use crate::link::{Ending, Obituary};
+use crate::link_stream::Stream;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
 use crate::udp_io::{Full, UdpIo};
@@ -46,12 +46,12 @@ pub struct Close {
     pub cause: Cause,
 }
 
-/// One TCP connection that carries datagrams, framed by RFC 4571, for one local UDP party. Started by a
-/// [`RelaySessionActor`](crate::session::RelaySessionActor) with a connection that was dialed or accepted;
-/// stops by itself when the connection ends.
+/// One TCP connection, direct or relayed, that carries datagrams, framed by RFC 4571, for one local UDP party.
+/// Started by a [`RelaySessionActor`](crate::session::RelaySessionActor) with a connection that was dialed or
+/// accepted; stops by itself when the connection ends.
 #[derive(Debug)]
 pub struct TcpPeerActor {
-    stream: TcpStream,
+    stream: Stream,
     lane: Arc<Lane>,
     reader: FrameReader,
     writer: FrameWriter,
@@ -70,7 +70,7 @@ struct Closing {
 
 impl TcpPeerActor {
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: Stream,
         lane: Arc<Lane>,
         udp: Arc<UdpIo>,
         reporter: Reporter,

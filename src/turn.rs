@@ -26,6 +26,8 @@ use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
 use crate::supervisor::{Reporter, SupervisorActor};
 
+pub use crate::turn_stream::{ConnectionId, RelayStream};
+
 /// What a TURN client's actor is made from; the sockets are the same in each of its lives.
 #[derive(Debug)]
 pub(crate) struct TurnSeed {
