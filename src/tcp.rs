@@ -27,6 +27,7 @@ use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
 use crate::udp_io::{Full, UdpIo};
 
+pub(crate) mod channel_data;
 pub(crate) mod framing;
 
 /// An unfinished frame has this long.

@@ -194,7 +194,7 @@ impl UdpIo {
         if run.count > 1 {
             let whole = GATHER.with_borrow_mut(|payload| {
                 payload.clear();
-                payload.reserve(run.payload);
+                payload.reserve(run.bytes);
                 run.datagrams(frames).for_each(|datagram| payload.extend_from_slice(datagram));
                 past_icmp(sent, || self.try_send(payload, Some(run.segment), to, from))
             });
@@ -202,7 +202,7 @@ impl UdpIo {
                 Ok(()) => {
                     sent.used += run.frames_len();
                     sent.datagrams += run.count as u64;
-                    sent.bytes += run.payload as u64;
+                    sent.bytes += run.bytes as u64;
                     return;
                 }
                 Err(error) if would_block(&error) => {
