@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::Batch;
-use queue::Queue;
+pub(crate) use queue::ControlFull;
+use queue::{Protocol, Queue};
 
 mod queue;
 
@@ -30,24 +31,51 @@ struct Inner {
 }
 
 impl Flow {
+    /// For RFC 4571 frames.
     pub(crate) fn new(max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
-        Self { inner: Mutex::new(Inner { queue: Queue::new(max_bytes, max_age), writer: None }), counters }
+        Self::of(Protocol::Rfc4571, max_bytes, max_age, counters)
+    }
+
+    /// For padded ChannelData messages and STUN messages.
+    pub(crate) fn turn(max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
+        Self::of(Protocol::Turn, max_bytes, max_age, counters)
+    }
+
+    fn of(protocol: Protocol, max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
+        let queue = Queue::new(protocol, max_bytes, max_age);
+        Self { inner: Mutex::new(Inner { queue, writer: None }), counters }
     }
 
     /// Appends a batch as far as it fits, and wakes the writer if the queue was empty.
     pub(crate) fn push(&self, now: Instant, batch: Batch) {
+        self.fill(|queue| {
+            queue.push(now, batch);
+            self.count_dropped(queue);
+        });
+    }
+
+    /// Appends a control message, which goes before all data but never into a begun frame, and wakes the writer if
+    /// the queue was empty.
+    ///
+    /// # Errors
+    /// The stream has not taken 64 KiB of them: the message is not queued.
+    pub(crate) fn push_control(&self, message: Bytes) -> Result<(), ControlFull> {
+        self.fill(|queue| queue.push_control(message))
+    }
+
+    fn fill<R>(&self, push: impl FnOnce(&mut Queue) -> R) -> R {
         let mut inner = self.lock();
         let was_empty = inner.queue.is_empty();
-        inner.queue.push(now, batch);
-        self.count_dropped(&mut inner.queue);
+        let result = push(&mut inner.queue);
         let writer = if was_empty { inner.writer.take() } else { None };
         drop(inner);
         if let Some(writer) = writer {
             writer.wake();
         }
+        result
     }
 
-    /// The next whole frames, at most `max` bytes of them unless one alone is longer. Waits while there are
+    /// The next control message or whole frames, at most `max` bytes of them unless one alone is longer. Waits while there are
     /// none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
     pub(crate) fn poll_front(&self, cx: &mut Context<'_>, now: Instant, max: usize) -> Poll<Bytes> {
         let mut inner = self.lock();
@@ -68,9 +96,8 @@ impl Flow {
     /// The stream took `taken` bytes of the front. Counts the datagrams that are now complete.
     pub(crate) fn advance(&self, taken: usize) {
         let finished = self.lock().queue.advance(taken);
-        if taken > 0 {
-            let headers = finished.datagrams * crate::tcp::framing::HEADER_LEN as u64;
-            self.counters.sent_to_tcp(finished.datagrams, finished.bytes.saturating_sub(headers));
+        if finished.datagrams > 0 {
+            self.counters.sent_to_tcp(finished.datagrams, finished.bytes);
         }
     }
 
@@ -84,12 +111,20 @@ impl Flow {
         self.lock().queue.set_max_age(max_age);
     }
 
-    /// The stream is gone; the next one begins with a whole frame.
+    /// The stream is gone; the next one begins with a whole frame, and without the control messages of this one.
     pub(crate) fn restart(&self) {
         let mut inner = self.lock();
         inner.queue.restart();
         inner.writer = None;
         self.count_dropped(&mut inner.queue);
+    }
+
+    /// Gives the datagrams that wait, to go another way; they are not counted as sent.
+    pub(crate) fn take(&self, now: Instant) -> Vec<Batch> {
+        let mut inner = self.lock();
+        let batches = inner.queue.take(now);
+        self.count_dropped(&mut inner.queue);
+        batches
     }
 
     /// Nobody will take from this flow any more.
@@ -121,7 +156,7 @@ impl Flow {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::datagrams::BatchBuilder;
+    use crate::datagrams::{BatchBuilder, Framing};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::task::Wake;
 
@@ -163,6 +198,42 @@ pub(crate) mod tests {
         assert!(flow.is_empty());
         let sent = counters.snapshot().to_tcp;
         assert_eq!((sent.datagrams, sent.bytes), (2, 6));
+    }
+
+    #[test]
+    fn a_control_message_wakes_the_writer_goes_first_and_counts_as_no_datagram() {
+        let counters = Arc::new(LiveCounters::default());
+        let flow = Flow::turn(1 << 16, Duration::from_secs(1), counters.clone());
+        let (wakes, now) = (Arc::new(Wakes::default()), any_instant());
+        let waker = Waker::from(wakes.clone());
+        let cx = &mut Context::from_waker(&waker);
+        assert!(flow.poll_front(cx, now, 100).is_pending());
+        flow.push_control(Bytes::from_static(b"refresh")).unwrap();
+        let mut builder = BatchBuilder::with_capacity(Framing::PaddedChannel(0x4000), 0);
+        builder.push(b"datagrams", 8);
+        flow.push(now, builder.finish());
+        assert_eq!(wakes.0.load(SeqCst), 1);
+        let mut out = Vec::new();
+        while let Poll::Ready(bytes) = flow.poll_front(cx, now, 1 << 16) {
+            out.extend_from_slice(&bytes[..bytes.len().min(5)]);
+            flow.advance(bytes.len().min(5));
+        }
+        assert_eq!(out, b"refresh\x40\x00\x00\x08datagram\x40\x00\x00\x01s\0\0\0");
+        let sent = counters.snapshot().to_tcp;
+        assert_eq!((sent.datagrams, sent.bytes), (2, 9));
+    }
+
+    #[test]
+    fn what_is_taken_from_a_flow_is_not_counted_as_sent() {
+        let counters = Arc::new(LiveCounters::default());
+        let flow = Flow::new(1 << 16, Duration::from_secs(1), counters.clone());
+        let now = any_instant();
+        flow.push(now, batch(b"too old"));
+        flow.push(now + Duration::from_secs(1), batch(b"held"));
+        assert_eq!(flow.take(now + Duration::from_secs(1)), [batch(b"held")]);
+        assert!(flow.is_empty());
+        assert_eq!(counters.snapshot().to_tcp.datagrams, 0);
+        assert_eq!(counters.snapshot().drops.expired, 1);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The two halves of a link's stream: frames out of a flow into it, frames out of it into UDP.
 //!
+//! What a frame is, RFC 4571's or a message of a TURN stream, only the flow and the sink know.
+//!
 //! Each half is polled by the same future and never waits for the other: a peer that does not read must not
 //! keep us from reading, a UDP socket that is full must not keep us from writing.
 
@@ -14,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::flow::Flow;
-use crate::tcp::framing::{self, MAX_FRAME_LEN};
+use crate::tcp::channel_data::MAX_MESSAGE_LEN;
+use crate::tcp::framing::MAX_FRAME_LEN;
 
 /// What a write may hold while the stream has a backlog: more would only age in the socket.
 const BACKLOG_WRITE_LEN: usize = 16 << 10;
@@ -26,10 +29,12 @@ const MAX_WRITES: usize = 8;
 const MAX_READS: usize = 2;
 /// One read takes at most this; the frame it completes stands in front of it.
 const READ_LEN: usize = 256 << 10;
+/// The longest frame of any stream.
+const MAX_REST_LEN: usize = if MAX_MESSAGE_LEN > MAX_FRAME_LEN { MAX_MESSAGE_LEN } else { MAX_FRAME_LEN };
 
 thread_local! {
     // An arbiter's, not a link's: a link that idles owns no buffer.
-    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_FRAME_LEN + READ_LEN]);
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_REST_LEN + READ_LEN]);
 }
 
 /// Takes frames from a flow and writes them, few at a time while the stream is slow.
@@ -85,6 +90,8 @@ pub(crate) enum Taken {
     Some,
     /// Not with all, for it takes no more until it is ready again.
     Blocked,
+    /// Not with all, for what follows is no frame: the stream cannot be understood any more.
+    Malformed,
 }
 
 /// What a reader hands its frames to.
@@ -95,6 +102,8 @@ pub(crate) trait FrameSink {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     /// When it last got a frame out, whoever gave it.
     fn last_sent(&self) -> Option<Instant>;
+    /// How many datagrams stand in `rest`, the one that is cut included.
+    fn datagrams(&self, rest: &[u8]) -> u64;
 }
 
 /// Why a reader ended.
@@ -103,6 +112,8 @@ pub(crate) enum ReadEnd {
     /// The stream's orderly end.
     Closed,
     Broken(io::Error),
+    /// What came is no frame.
+    Malformed,
     UnfinishedFrame,
     SinkStuck,
 }
@@ -135,11 +146,9 @@ impl FrameReader {
         }
     }
 
-    /// Datagrams of the peer that are here and have not gone on, the one that is cut included.
-    pub(crate) fn unfinished(&self) -> u64 {
-        let rest = &self.rest[self.used..];
-        let (len, count) = framing::whole_frames(rest, usize::MAX);
-        count + u64::from(len < rest.len())
+    /// Datagrams of the peer that are here and have not gone on to `sink`, the one that is cut included.
+    pub(crate) fn unfinished(&self, sink: &impl FrameSink) -> u64 {
+        sink.datagrams(&self.rest[self.used..])
     }
 
     /// Reads until the stream has no more or the sink is full; is ready only with the end. `heard` is called
@@ -169,8 +178,10 @@ impl FrameReader {
             } else {
                 self.go_on(sink, now);
             }
-            if self.taken == Taken::Some {
-                break;
+            match self.taken {
+                Taken::All | Taken::Blocked => {}
+                Taken::Some => break,
+                Taken::Malformed => return Poll::Ready(ReadEnd::Malformed),
             }
         }
         cx.waker().wake_by_ref();

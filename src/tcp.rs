@@ -27,6 +27,7 @@ use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
 use crate::udp_io::{Full, UdpIo};
 
+pub(crate) mod channel_data;
 pub(crate) mod framing;
 
 /// An unfinished frame has this long.
@@ -115,6 +116,7 @@ impl TcpPeerActor {
         Poll::Ready(match end {
             ReadEnd::Closed => Ending::new(Cause::Closed, "closed by the peer"),
             ReadEnd::Broken(error) => broken("reading from", &error),
+            ReadEnd::Malformed => Ending::new(Cause::Broken, "the peer sent what is no frame"),
             ReadEnd::UnfinishedFrame => {
                 Ending::new(Cause::UnfinishedFrame, "a frame begun was not finished within 10 s")
             }
@@ -136,7 +138,7 @@ impl TcpPeerActor {
 
     fn finish(&mut self, mut ending: Ending) {
         ending.proven = self.heard || now().duration_since(self.began) >= PROVEN_LIFETIME;
-        self.lane.counters.dropped(DropReason::ConnectionLost, self.reader.unfinished());
+        self.lane.counters.dropped(DropReason::ConnectionLost, self.reader.unfinished(&self.udp));
         self.lane.flow.restart();
         self.obituary.end(ending);
     }
@@ -232,6 +234,11 @@ impl FrameSink for UdpSender {
 
     fn last_sent(&self) -> Option<Instant> {
         self.io.last_sent()
+    }
+
+    fn datagrams(&self, rest: &[u8]) -> u64 {
+        let (len, count) = framing::whole_frames(rest, usize::MAX);
+        count + u64::from(len < rest.len())
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 
 use crate::clock::{OncePerSecond, now};
 use crate::counters::{DropReason, LiveCounters};
-use crate::datagrams::Batch;
+use crate::datagrams::{Framing, Received};
 use crate::event::{Cause, EventKind};
 use crate::lane::{Lane, LaneMaker, LinkId, UdpParty};
 use crate::link::{Ending, Obituary};
@@ -152,16 +152,16 @@ impl Applications {
         self.alarm = due.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
     }
 
-    fn take(&mut self, now: Instant, source: UdpParty, batch: Batch) {
+    fn take(&mut self, now: Instant, source: UdpParty, received: Received<'_>) {
         let known = self.sources.get(&source).cloned();
         if let Some(lane) = known.or_else(|| self.admit(now, source)) {
             lane.heard_from_udp(now);
-            lane.flow.push(now, batch);
+            lane.flow.push(now, received.batch(Framing::Rfc4571));
             if lane.dormant.load(Relaxed) && lane.dormant.swap(false, Relaxed) {
                 self.tell.do_send(LinkWanted(lane.link));
             }
         } else {
-            self.counters.dropped(DropReason::TooManySources, batch.datagrams);
+            self.counters.dropped(DropReason::TooManySources, received.count());
             if let Some(more) = self.refused.pass(now) {
                 self.reporter.report(EventKind::SourceRefused { source: source.to, more });
             }
@@ -224,17 +224,17 @@ impl UdpEndpointActor {
         for _ in 0..MAX_TURNS {
             let now = now();
             let Self { io, intake, reporter, .. } = self;
-            let received = io.poll_recv(cx, |source, batch| match intake {
-                Intake::Applications(applications) => applications.take(now, source, batch),
+            let done = io.poll_recv(cx, |source, received| match intake {
+                Intake::Applications(applications) => applications.take(now, source, received),
                 Intake::Service(lane) => {
                     lane.heard_from_udp(now);
-                    lane.flow.push(now, batch);
+                    lane.flow.push(now, received.batch(Framing::Rfc4571));
                     if lane.unreachable.swap(false, Relaxed) {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
                 }
             });
-            match received {
+            match done {
                 Poll::Pending => {
                     // After the receive: that may have admitted the first source, and set the alarm.
                     if let Intake::Applications(applications) = intake {

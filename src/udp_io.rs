@@ -1,4 +1,7 @@
 //! The UDP socket: batched receive (recvmmsg and GRO), runs of equal datagrams in one send (GSO).
+//!
+//! Three ways to send, for three ways in which datagrams stand in memory: [`UdpIo::send_frames`],
+//! [`UdpIo::send_channel_data`], [`UdpIo::send_datagrams`].
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -13,14 +16,12 @@ use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use crate::clock::{self, Moment};
-use crate::datagrams::{Batch, BatchBuilder, framed_len};
+use crate::datagrams::{self, BUFFER_LEN, Received};
 use crate::lane::UdpParty;
+use crate::tcp::channel_data;
 use crate::tcp::framing::{self, Run};
 
-/// One received buffer holds at most this: a GRO train or one datagram. Smaller ones truncate silently.
-const BUFFER_LEN: usize = 1 << 16;
-
-/// System calls in one [`UdpIo::send_frames`].
+/// System calls in one [`UdpIo::send_frames`] or [`UdpIo::send_channel_data`].
 const MAX_CALLS: usize = 64;
 
 /// Buffers offered to a socket that had few datagrams the last time: each costs some work even if unused.
@@ -43,10 +44,10 @@ impl Receive {
     }
 }
 
-/// What became of the datagrams given to [`UdpIo::send_frames`].
+/// What became of the datagrams that [`UdpIo`] was given to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// Bytes of whole frames that are done with.
+    /// Bytes of whole frames or messages that are done with.
     pub(crate) used: usize,
     /// Sent, and their payload bytes.
     pub(crate) datagrams: u64,
@@ -59,7 +60,7 @@ pub(crate) struct Sent {
     /// The socket takes no more for now.
     pub(crate) blocked: bool,
     /// System calls made.
-    calls: usize,
+    pub(crate) calls: usize,
 }
 
 /// A UDP socket on this thread's reactor.
@@ -104,7 +105,7 @@ impl UdpIo {
     }
 
     /// Receives what has arrived, at most 32 buffers, and hands over the datagrams, those of one sender that
-    /// stand side by side in one batch. The sender comes with the local address it wrote to, if the socket is
+    /// stand side by side together. The sender comes with the local address it wrote to, if the socket is
     /// bound to all of them: an answer must come from there.
     ///
     /// # Errors
@@ -112,7 +113,7 @@ impl UdpIo {
     pub(crate) fn poll_recv(
         &self,
         cx: &mut Context<'_>,
-        mut each: impl FnMut(UdpParty, Batch),
+        mut each: impl FnMut(UdpParty, Received<'_>),
     ) -> Poll<io::Result<()>> {
         loop {
             let mut readable = ready!(self.socket.poll_read_ready(cx))?;
@@ -123,7 +124,7 @@ impl UdpIo {
                 while let Some(first) = metas.first() {
                     let party = self.party(first);
                     let same = metas.iter().take_while(|meta| self.party(meta) == party).count();
-                    each(party, frame(&metas[..same], buffers));
+                    each(party, Received::new(&metas[..same], buffers));
                     metas = &metas[same..];
                     buffers = &buffers[same * BUFFER_LEN..];
                 }
@@ -169,16 +170,95 @@ impl UdpIo {
         }
     }
 
-    /// Sends the datagrams of the whole frames at the beginning of `frames` to `to`, from the local address
-    /// `from` if that is given, until all are sent, the socket takes no more, or many calls have been made: a
-    /// frame without payload is two bytes to the far side and a call to us.
+    /// Sends the datagrams of the whole RFC 4571 frames at the beginning of `frames` to `to`, from the local
+    /// address `from` if that is given, until all are sent, the socket takes no more, or many calls have been
+    /// made: a frame without payload is two bytes to the far side and a call to us.
     pub(crate) fn send_frames(&self, frames: &[u8], to: SocketAddr, from: Option<IpAddr>) -> Sent {
         let mut sent = Sent::default();
         while !sent.blocked && sent.calls < MAX_CALLS {
             let rest = &frames[sent.used..];
             let Some(run) = framing::first_run(rest, self.state.max_gso_segments()) else { break };
-            self.send_run(rest, run, to, from, &mut sent);
+            let mut datagrams = run.datagrams(rest);
+            let (count, bytes) = if run.count == 1 {
+                self.send_train(datagrams.next().unwrap_or_default(), run.segment, to, from, &mut sent)
+            } else {
+                GATHER.with_borrow_mut(|gathered| {
+                    gathered.clear();
+                    gathered.reserve(run.bytes);
+                    datagrams.for_each(|datagram| gathered.extend_from_slice(datagram));
+                    self.send_train(gathered, run.segment, to, from, &mut sent)
+                })
+            };
+            sent.used += bytes + count * framing::HEADER_LEN;
         }
+        self.note(sent)
+    }
+
+    /// Sends unpadded ChannelData messages as they stand, headers included, to the server that the socket is
+    /// connected to; like [`send_frames`](Self::send_frames), but without a copy.
+    ///
+    /// # Panics
+    /// If the socket is not connected.
+    pub(crate) fn send_channel_data(&self, messages: &[u8]) -> Sent {
+        let server = self.peer.expect("the socket of a TURN client is connected to its server");
+        let mut sent = Sent::default();
+        while !sent.blocked && sent.calls < MAX_CALLS {
+            let rest = &messages[sent.used..];
+            let Some(run) = channel_data::first_run(rest, self.state.max_gso_segments()) else { break };
+            let (_, bytes) = self.send_train(&rest[..run.bytes], run.segment, server, None, &mut sent);
+            sent.used += bytes;
+        }
+        sent.bytes -= sent.datagrams * channel_data::HEADER_LEN as u64;
+        self.note(sent)
+    }
+
+    /// Sends datagrams, neighbours of equal size with one call. What the socket does not take now has failed:
+    /// for those whose source must not wait for this socket. `used` stays 0.
+    pub(crate) fn send_datagrams<'d>(
+        &self,
+        datagrams: impl Iterator<Item = &'d [u8]>,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+    ) -> Sent {
+        let mut sent = Sent::default();
+        GATHER.with_borrow_mut(|gathered| {
+            let mut open: Option<(Run, &[u8])> = None;
+            for datagram in datagrams {
+                if let Some((run, first)) = &mut open
+                    && run.join(datagram.len(), self.state.max_gso_segments())
+                {
+                    // A datagram that stays alone is not copied.
+                    if run.count == 2 {
+                        gathered.clear();
+                        gathered.extend_from_slice(first);
+                    }
+                    gathered.extend_from_slice(datagram);
+                } else if let Some((run, first)) = open.replace((Run::new(datagram.len()), datagram)) {
+                    self.send_gathered(run, first, gathered, to, from, &mut sent);
+                }
+            }
+            if let Some((run, first)) = open {
+                self.send_gathered(run, first, gathered, to, from, &mut sent);
+            }
+        });
+        self.note(sent)
+    }
+
+    fn send_gathered(
+        &self,
+        run: Run,
+        first: &[u8],
+        gathered: &[u8],
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        sent: &mut Sent,
+    ) {
+        let train = if run.count == 1 { first } else { gathered };
+        let done = if sent.blocked { 0 } else { self.send_train(train, run.segment, to, from, sent).0 };
+        sent.failed += (run.count - done) as u64;
+    }
+
+    fn note(&self, sent: Sent) -> Sent {
         if sent.datagrams > 0 {
             self.last_sent.set(clock::now());
         }
@@ -190,30 +270,34 @@ impl UdpIo {
         self.last_sent.get()
     }
 
-    fn send_run(&self, frames: &[u8], run: Run, to: SocketAddr, from: Option<IpAddr>, sent: &mut Sent) {
-        if run.count > 1 {
-            let whole = GATHER.with_borrow_mut(|payload| {
-                payload.clear();
-                payload.reserve(run.payload);
-                run.datagrams(frames).for_each(|datagram| payload.extend_from_slice(datagram));
-                past_icmp(sent, || self.try_send(payload, Some(run.segment), to, from))
-            });
-            match whole {
+    /// Sends datagrams that stand side by side, each of `segment` bytes but the last, with one call if possible.
+    /// Says how many are done with, and their bytes: all of them unless the socket takes no more.
+    fn send_train(
+        &self,
+        train: &[u8],
+        segment: usize,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        sent: &mut Sent,
+    ) -> (usize, usize) {
+        let count = datagrams::count(train.len(), segment);
+        if count > 1 {
+            match past_icmp(sent, || self.try_send(train, Some(segment), to, from)) {
                 Ok(()) => {
-                    sent.used += run.frames_len();
-                    sent.datagrams += run.count as u64;
-                    sent.bytes += run.payload as u64;
-                    return;
+                    sent.datagrams += count as u64;
+                    sent.bytes += train.len() as u64;
+                    return (count, train.len());
                 }
                 Err(error) if would_block(&error) => {
                     sent.blocked = true;
-                    return;
+                    return (0, 0);
                 }
                 // A path with a smaller MTU, an interface without GSO: each datagram has a fate of its own.
                 Err(_) => {}
             }
         }
-        for datagram in run.datagrams(frames) {
+        let mut done = (0, 0);
+        for datagram in datagrams::split(train, segment) {
             match past_icmp(sent, || self.send_single(datagram, to, from)) {
                 Ok(()) => {
                     sent.datagrams += 1;
@@ -221,13 +305,14 @@ impl UdpIo {
                 }
                 Err(error) if would_block(&error) => {
                     sent.blocked = true;
-                    return;
+                    return done;
                 }
                 Err(error) if quinn_udp::is_msg_size_err(&error) => sent.too_long += 1,
                 Err(_) => sent.failed += 1,
             }
-            sent.used += framing::HEADER_LEN + datagram.len();
+            done = (done.0 + 1, done.1 + datagram.len());
         }
+        done
     }
 
     /// A lone datagram needs no control message, unless its source address must be named.
@@ -270,15 +355,6 @@ impl UdpIo {
 /// A registration for writing, for as long as the socket is full.
 #[derive(Debug, Default)]
 pub(crate) struct Full(Option<AsyncFd<OwnedFd>>);
-
-fn frame(metas: &[RecvMeta], buffers: &[u8]) -> Batch {
-    let mut builder =
-        BatchBuilder::with_capacity(metas.iter().map(|meta| framed_len(meta.len, meta.stride)).sum());
-    for (meta, buffer) in metas.iter().zip(buffers.chunks(BUFFER_LEN)) {
-        builder.push(&buffer[..meta.len.min(BUFFER_LEN)], meta.stride);
-    }
-    builder.finish()
-}
 
 /// The ICMP error of an earlier datagram is reported in place of sending this one: it is noted, and this one
 /// sent.
@@ -344,88 +420,5 @@ fn undo_quic_options(_: &UdpSocket) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::datagrams::BatchBuilder;
-    use std::future::poll_fn;
-
-    fn io(socket: UdpSocket) -> UdpIo {
-        socket.set_nonblocking(true).unwrap();
-        UdpIo::new(socket).unwrap()
-    }
-
-    fn bound(addr: &str) -> UdpIo {
-        io(UdpSocket::bind(addr).unwrap())
-    }
-
-    async fn receive(io: &UdpIo, count: usize) -> Vec<Vec<u8>> {
-        let mut got = Vec::new();
-        while got.len() < count {
-            poll_fn(|cx| {
-                io.poll_recv(cx, |_, batch| {
-                    let mut frames = &batch.frames[..];
-                    while let Some(run) = framing::first_run(frames, 64) {
-                        got.extend(run.datagrams(frames).map(<[u8]>::to_vec));
-                        frames = &frames[run.frames_len()..];
-                    }
-                })
-            })
-            .await
-            .unwrap();
-        }
-        got
-    }
-
-    async fn all_sizes_arrive(addr: &str, sizes: &[usize]) {
-        let (from, to) = (bound(addr), bound(addr));
-        let mut builder = BatchBuilder::default();
-        let sent: Vec<Vec<u8>> = sizes.iter().map(|size| vec![*size as u8; *size]).collect();
-        sent.iter().for_each(|datagram| builder.push(datagram, datagram.len()));
-        let frames = builder.finish().frames;
-        let result = from.send_frames(&frames, to.local(), None);
-        assert_eq!(result.used, frames.len(), "{result:?}");
-        assert_eq!(result.datagrams, sizes.len() as u64, "{result:?}");
-        assert_eq!(receive(&to, sizes.len()).await, sent);
-    }
-
-    const SIZES: [usize; 12] = [0, 1, 148, 148, 148, 100, 0, 1472, 1473, 9000, 65_507, 7];
-
-    #[tokio::test]
-    async fn datagrams_of_every_size_arrive_over_ipv4() {
-        all_sizes_arrive("127.0.0.1:0", &SIZES).await;
-    }
-
-    #[tokio::test]
-    async fn datagrams_of_every_size_arrive_over_ipv6() {
-        all_sizes_arrive("[::1]:0", &SIZES).await;
-    }
-
-    #[tokio::test]
-    async fn what_udp_cannot_take_is_counted_and_the_rest_sent() {
-        let (from, to) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
-        let mut builder = BatchBuilder::default();
-        for size in [65_535, 65_508, 3] {
-            builder.push(&vec![1; size], size);
-        }
-        let result = from.send_frames(&builder.finish().frames, to.local(), None);
-        assert_eq!((result.too_long, result.datagrams, result.blocked), (2, 1, false));
-        assert_eq!(receive(&to, 1).await, [vec![1; 3]]);
-    }
-
-    #[tokio::test]
-    async fn a_service_that_is_not_there_is_counted_and_one_that_came_is_reached_at_once() {
-        let service = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let to = service.local_addr().unwrap();
-        drop(service);
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.connect(to).unwrap();
-        let io = io(socket);
-        let mut builder = BatchBuilder::default();
-        builder.push(b"anybody?", 8);
-        let frames = builder.finish().frames;
-        assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
-        let came = bound(&to.to_string());
-        assert_eq!(io.send_frames(&frames, to, None).datagrams, 1);
-        assert_eq!(receive(&came, 1).await, [b"anybody?".to_vec()]);
-    }
-}
+#[path = "udp_io_tests.rs"]
+mod tests;

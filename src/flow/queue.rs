@@ -1,4 +1,7 @@
 //! What waits for a stream to take it: bounded in bytes and in age. `wire.md`, "Queues".
+//!
+//! A TURN stream carries control messages too. They have a queue of their own, which goes before the data but never
+//! into a begun frame.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -6,16 +9,42 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 
 use crate::datagrams::Batch;
-use crate::tcp::framing;
+use crate::tcp::{channel_data, framing};
 
 /// Each frame weighs this much more than its bytes on the stream, so that empty datagrams weigh too: 64 with
-/// its header.
+/// the header of RFC 4571.
 const FRAME_WEIGHT: usize = 64 - framing::HEADER_LEN;
+
+/// Control messages that wait hold at most so many bytes: hundreds of requests.
+const MAX_CONTROL_LEN: usize = 64 << 10;
+
+/// What the frames of a queue are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Rfc4571,
+    /// Padded ChannelData messages (RFC 8656 §12.5).
+    Turn,
+}
+
+impl Protocol {
+    /// The length of the whole first frame, and that of its payload.
+    fn first_frame(self, bytes: &[u8]) -> Option<(usize, usize)> {
+        match self {
+            Self::Rfc4571 => {
+                let payload = framing::first_datagram(bytes)?.len();
+                Some((framing::HEADER_LEN + payload, payload))
+            }
+            Self::Turn => {
+                let payload = channel_data::parse(bytes)?.1.len();
+                Some((channel_data::HEADER_LEN + payload + channel_data::padding(payload), payload))
+            }
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
-    frames: Bytes,
-    datagrams: u64,
+    batch: Batch,
     expires: Instant,
 }
 
@@ -27,39 +56,67 @@ pub(crate) struct Dropped {
     pub(crate) cut: u64,
 }
 
-/// What [`Queue::advance`] finished.
+/// Datagrams that [`Queue::advance`] finished, and their payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Finished {
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
 }
 
+/// A control message that was not taken: too many wait already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream has not taken {MAX_CONTROL_LEN} bytes of control messages")]
+pub(crate) struct ControlFull;
+
+/// A frame of which the stream has taken a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Begun {
+    /// Its bytes that are left; 0: there is no such frame.
+    left: usize,
+    /// All of its payload.
+    payload: u64,
+}
+
+/// Which queue's head is being offered to the stream: it must stay as it is until `advance`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lent {
+    Nothing,
+    Data,
+    Control,
+}
+
 /// A queue of framed datagrams. What is too old is dropped from its head, what does not fit from its tail.
 /// A frame of which the stream has taken a part is finished, however old it gets.
 #[derive(Debug)]
 pub(crate) struct Queue {
+    protocol: Protocol,
     entries: VecDeque<Entry>,
     /// Of all entries, at most `max_weight` plus what one begun frame weighs.
     weight: usize,
     max_weight: usize,
     max_age: Duration,
-    /// Bytes left of the head's first frame, if the stream has taken a part of it.
-    begun: usize,
-    /// The head is being offered to the stream and must stay as it is until `advance`.
-    lent: bool,
+    /// The head's first frame.
+    begun: Begun,
+    lent: Lent,
     dropped: Dropped,
+    /// Whole messages, but for the first if the stream has taken a part of it.
+    control: VecDeque<Bytes>,
+    control_len: usize,
 }
 
 impl Queue {
-    pub(crate) fn new(max_weight: usize, max_age: Duration) -> Self {
+    pub(crate) fn new(protocol: Protocol, max_weight: usize, max_age: Duration) -> Self {
         Self {
+            protocol,
             entries: VecDeque::new(),
             weight: 0,
             max_weight,
             max_age,
-            begun: 0,
-            lent: false,
+            begun: Begun::default(),
+            lent: Lent::Nothing,
             dropped: Dropped::default(),
+            control: VecDeque::new(),
+            control_len: 0,
         }
     }
 
@@ -69,7 +126,7 @@ impl Queue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.control.is_empty()
     }
 
     #[cfg(test)]
@@ -82,101 +139,170 @@ impl Queue {
         self.expire(now);
         let room = self.max_weight.saturating_sub(self.weight);
         if weight(batch.frames.len(), batch.datagrams) > room {
-            let (len, count) = fitting(&batch.frames, room);
-            self.dropped.full += batch.datagrams - count;
-            batch.frames = first(&batch.frames, len);
-            batch.datagrams = count;
+            let pushed = batch.datagrams;
+            batch = self.fitting(&batch, room);
+            self.dropped.full += pushed - batch.datagrams;
         }
         if batch.datagrams > 0 {
             self.weight += weight(batch.frames.len(), batch.datagrams);
-            let Batch { frames, datagrams } = batch;
-            self.entries.push_back(Entry { frames, datagrams, expires: now + self.max_age });
+            self.entries.push_back(Entry { batch, expires: now + self.max_age });
         }
+    }
+
+    /// The first datagrams that together weigh `room` at most.
+    fn fitting(&self, batch: &Batch, room: usize) -> Batch {
+        let (mut len, mut datagrams, mut payload) = (0, 0, 0);
+        while let Some((frame, bytes)) = self.protocol.first_frame(&batch.frames[len..])
+            && weight(len + frame, datagrams + 1) <= room
+        {
+            len += frame;
+            datagrams += 1;
+            payload += bytes as u64;
+        }
+        Batch { frames: first(&batch.frames, len), datagrams, payload }
+    }
+
+    /// Takes a whole control message. It goes out before all data, but for a begun frame; it does not age.
+    ///
+    /// # Errors
+    /// More than 64 KiB would wait.
+    pub(crate) fn push_control(&mut self, message: Bytes) -> Result<(), ControlFull> {
+        if self.control_len + message.len() > MAX_CONTROL_LEN {
+            return Err(ControlFull);
+        }
+        // An empty write would look like the stream's end.
+        if !message.is_empty() {
+            self.control_len += message.len();
+            self.control.push_back(message);
+        }
+        Ok(())
     }
 
     /// Drops what is too old.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let mut first = usize::from(self.lent);
-        if self.begun > 0 && !self.lent {
+        let is_lent = self.lent == Lent::Data;
+        let mut first = usize::from(is_lent);
+        if self.begun.left > 0 && !is_lent {
             if self.entries.front().is_some_and(|head| head.expires <= now) {
                 self.keep_begun_only();
             }
             first = 1;
         }
         while self.entries.get(first).is_some_and(|entry| entry.expires <= now) {
-            if let Some(entry) = self.entries.remove(first) {
-                self.weight -= weight(entry.frames.len(), entry.datagrams);
-                self.dropped.expired += entry.datagrams;
+            if let Some(Entry { batch, .. }) = self.entries.remove(first) {
+                self.weight -= weight(batch.frames.len(), batch.datagrams);
+                self.dropped.expired += batch.datagrams;
             }
         }
     }
 
     fn keep_begun_only(&mut self) {
-        if let Some(head) = self.entries.front_mut() {
-            self.weight -= weight(head.frames.len() - self.begun, head.datagrams - 1);
-            self.dropped.expired += head.datagrams - 1;
-            head.frames = first(&head.frames, self.begun);
-            head.datagrams = 1;
+        let Begun { left, payload } = self.begun;
+        if let Some(Entry { batch, .. }) = self.entries.front_mut() {
+            self.weight -= weight(batch.frames.len() - left, batch.datagrams - 1);
+            self.dropped.expired += batch.datagrams - 1;
+            *batch = Batch { frames: first(&batch.frames, left), datagrams: 1, payload };
         }
     }
 
-    /// The next bytes for the stream: whole frames of one batch, `max` bytes at most, unless the first frame
-    /// alone is longer. They stay as they are until [`advance`](Self::advance) says how many were taken.
+    /// The next bytes for the stream: a control message, or whole frames of one batch, `max` bytes at most unless
+    /// the first frame alone is longer. They stay as they are until [`advance`](Self::advance) says how many were
+    /// taken.
     pub(crate) fn front(&mut self, now: Instant, max: usize) -> Option<Bytes> {
         self.expire(now);
-        let head = self.entries.front()?;
-        self.lent = true;
-        if head.frames.len() <= max {
-            return Some(head.frames.clone());
+        let begun = self.begun.left;
+        if let Some(message) = self.control.front() {
+            if begun == 0 {
+                self.lent = Lent::Control;
+                return Some(message.clone());
+            }
+            self.lent = Lent::Data;
+            return Some(self.entries.front()?.batch.frames.slice(..begun));
         }
-        let (len, _) = framing::whole_frames(&head.frames[self.begun..], max.saturating_sub(self.begun));
-        let len = if self.begun > 0 && self.begun + len > max { self.begun } else { self.begun + len };
-        Some(head.frames.slice(..len))
+        let frames = &self.entries.front()?.batch.frames;
+        self.lent = Lent::Data;
+        if frames.len() <= max {
+            return Some(frames.clone());
+        }
+        let mut len = begun;
+        while let Some((frame, _)) = self.protocol.first_frame(&frames[len..])
+            && (len == 0 || len + frame <= max)
+        {
+            len += frame;
+        }
+        Some(frames.slice(..len))
     }
 
     /// The stream has taken `taken` bytes, perhaps none, of what [`front`](Self::front) gave.
     pub(crate) fn advance(&mut self, taken: usize) -> Finished {
-        self.lent = false;
-        let Some(head) = self.entries.front_mut() else { return Finished::default() };
-        let (datagrams, begun) = if taken == head.frames.len() {
-            (head.datagrams, 0)
+        if std::mem::replace(&mut self.lent, Lent::Nothing) == Lent::Control {
+            self.advance_control(taken);
+            return Finished::default();
+        }
+        let Some(Entry { batch, .. }) = self.entries.front_mut() else { return Finished::default() };
+        let (finished, begun) = if taken == batch.frames.len() {
+            (Finished { datagrams: batch.datagrams, bytes: batch.payload }, Begun::default())
         } else {
-            count_finished(&head.frames, self.begun, taken)
+            count_finished(self.protocol, &batch.frames, self.begun, taken)
         };
-        self.weight -= weight(taken, datagrams);
-        head.frames.advance(taken);
-        head.datagrams -= datagrams;
+        self.weight -= weight(taken, finished.datagrams);
         self.begun = begun;
-        if head.frames.is_empty() {
+        batch.frames.advance(taken);
+        batch.datagrams -= finished.datagrams;
+        batch.payload -= finished.bytes;
+        if batch.frames.is_empty() {
             self.entries.pop_front();
         }
-        Finished { datagrams, bytes: taken as u64 }
+        finished
     }
 
-    /// The stream is gone. What waits may go over the next one, but for the frame that was cut in the middle.
+    fn advance_control(&mut self, taken: usize) {
+        let Some(message) = self.control.front_mut() else { return };
+        message.advance(taken);
+        self.control_len -= taken;
+        if message.is_empty() {
+            self.control.pop_front();
+        }
+    }
+
+    /// The stream is gone. The data that waits may go over the next one, but for the frame that was cut in the
+    /// middle. Control messages are for one stream only.
     pub(crate) fn restart(&mut self) {
-        self.lent = false;
+        self.lent = Lent::Nothing;
+        self.control.clear();
+        self.control_len = 0;
         let cut = std::mem::take(&mut self.begun);
-        if cut == 0 {
+        if cut.left == 0 {
             return;
         }
         self.dropped.cut += 1;
-        self.weight -= weight(cut, 1);
-        if let Some(head) = self.entries.front_mut() {
-            head.frames.advance(cut);
-            head.datagrams -= 1;
-            if head.frames.is_empty() {
+        self.weight -= weight(cut.left, 1);
+        if let Some(Entry { batch, .. }) = self.entries.front_mut() {
+            batch.frames.advance(cut.left);
+            batch.datagrams -= 1;
+            batch.payload -= cut.payload;
+            if batch.frames.is_empty() {
                 self.entries.pop_front();
             }
         }
     }
 
+    /// Gives all that waits, whole datagrams only, to go another way.
+    pub(crate) fn take(&mut self, now: Instant) -> Vec<Batch> {
+        self.restart();
+        self.expire(now);
+        self.weight = 0;
+        self.entries.drain(..).map(|entry| entry.batch).collect()
+    }
+
     /// Drops all that waits, and says how many datagrams that was.
     pub(crate) fn clear(&mut self) -> u64 {
-        self.begun = 0;
-        self.lent = false;
+        self.begun = Begun::default();
+        self.lent = Lent::Nothing;
         self.weight = 0;
-        self.entries.drain(..).map(|entry| entry.datagrams).sum()
+        self.control.clear();
+        self.control_len = 0;
+        self.entries.drain(..).map(|entry| entry.batch.datagrams).sum()
     }
 
     /// What was dropped since the last call.
@@ -195,37 +321,25 @@ fn first(frames: &Bytes, len: usize) -> Bytes {
     if len < frames.len() / 2 { Bytes::copy_from_slice(&frames[..len]) } else { frames.slice(..len) }
 }
 
-/// Length and number of the first frames that together weigh `room` at most.
-fn fitting(frames: &[u8], room: usize) -> (usize, u64) {
-    let (mut len, mut count) = (0, 0);
-    while let Some(frame) = framing::frame_len(&frames[len..]) {
-        if weight(len + frame, count + 1) > room {
-            break;
-        }
-        len += frame;
-        count += 1;
+/// The datagrams whose frames end within the first `taken` bytes, and what is left of the frame that is cut. The
+/// first frame may be a begun one.
+fn count_finished(protocol: Protocol, frames: &[u8], begun: Begun, taken: usize) -> (Finished, Begun) {
+    if taken < begun.left {
+        return (Finished::default(), Begun { left: begun.left - taken, ..begun });
     }
-    (len, count)
-}
-
-/// How many frames end within the first `taken` bytes, and how many bytes are left of the one that is cut.
-/// Of the first frame `begun` bytes are left, if that is not 0.
-fn count_finished(frames: &[u8], begun: usize, taken: usize) -> (u64, usize) {
-    if taken < begun {
-        return (0, begun - taken);
-    }
-    let mut count = u64::from(begun > 0);
-    let mut end = begun;
+    let mut finished = Finished { datagrams: u64::from(begun.left > 0), bytes: begun.payload };
+    let mut end = begun.left;
     while end < taken {
-        // Whole frames follow a begun one, so the header is there.
-        let frame = framing::frame_len(&frames[end..]).unwrap_or(frames.len() - end);
+        // Whole frames follow a begun one.
+        let (frame, payload) = protocol.first_frame(&frames[end..]).unwrap_or((frames.len() - end, 0));
         if end + frame > taken {
-            return (count, end + frame - taken);
+            return (finished, Begun { left: end + frame - taken, payload: payload as u64 });
         }
         end += frame;
-        count += 1;
+        finished.datagrams += 1;
+        finished.bytes += payload as u64;
     }
-    (count, 0)
+    (finished, Begun::default())
 }
 
 #[cfg(test)]

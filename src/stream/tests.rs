@@ -1,6 +1,7 @@
 use super::*;
 use crate::counters::LiveCounters;
-use crate::datagrams::BatchBuilder;
+use crate::datagrams::{BatchBuilder, Framing};
+use crate::tcp::{channel_data, framing};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -117,13 +118,17 @@ impl FrameSink for Bursty {
     fn last_sent(&self) -> Option<Instant> {
         None
     }
+
+    fn datagrams(&self, rest: &[u8]) -> u64 {
+        framing::whole_frames(rest, usize::MAX).1
+    }
 }
 
 fn sink(burst: usize) -> Bursty {
     Bursty { burst, left: burst, taken: Vec::new(), open: true }
 }
 
-async fn read_to_end(bytes: &[u8], mut sink: Bursty, reader: &mut FrameReader) -> (ReadEnd, Bursty) {
+async fn read_to_end<S: FrameSink>(bytes: &[u8], mut sink: S, reader: &mut FrameReader) -> (ReadEnd, S) {
     let mut stream = bytes;
     let end = poll_fn(|cx| {
         let now = tokio::time::Instant::now().into_std();
@@ -187,7 +192,93 @@ async fn a_sink_that_takes_nothing_ends_the_connection_after_its_time() {
     let (mut reader, mut sink) = (reader(), sink(1));
     sink.open = false;
     let begin = tokio::time::Instant::now();
-    let (end, _) = read_to_end(&bytes, sink, &mut reader).await;
+    let (end, sink) = read_to_end(&bytes, sink, &mut reader).await;
     assert!(matches!(end, ReadEnd::SinkStuck), "{end:?}");
     assert_eq!(begin.elapsed().as_secs(), 5);
+    assert_eq!(reader.unfinished(&sink), 1);
+}
+
+/// The messages of a TURN stream, four a turn.
+#[derive(Default)]
+struct Messages(Vec<Vec<u8>>);
+
+impl FrameSink for Messages {
+    fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
+        let mut used = 0;
+        for _ in 0..4 {
+            match channel_data::message_len(&bytes[used..]) {
+                Ok(Some(len)) if used + len <= bytes.len() => {
+                    self.0.push(bytes[used..used + len].to_vec());
+                    used += len;
+                }
+                Ok(_) => return (used, Taken::All),
+                Err(channel_data::NotTurn) => return (used, Taken::Malformed),
+            }
+        }
+        (used, Taken::Some)
+    }
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        panic!("this sink never blocks")
+    }
+
+    fn last_sent(&self) -> Option<Instant> {
+        None
+    }
+
+    fn datagrams(&self, rest: &[u8]) -> u64 {
+        u64::from(channel_data::parse(rest).is_some())
+    }
+}
+
+/// The longest messages of either kind, several reads of them.
+fn turn_messages() -> Vec<Vec<u8>> {
+    let mut stun = b"\x01\x01\xff\xfc\x21\x12\xa4\x42".to_vec();
+    stun.resize(channel_data::MAX_MESSAGE_LEN, 9);
+    let lens = [65_535, 0, 1, 1200, 1200, 1200, 65_533, 7];
+    let data = lens.map(|len: usize| {
+        let mut message = Vec::new();
+        channel_data::put_padded(&mut message, 0x4002, &vec![len as u8; len]);
+        message
+    });
+    let once = [vec![stun.clone()], data.to_vec(), vec![stun]].concat();
+    [once.clone(), once.clone(), once].concat()
+}
+
+#[tokio::test]
+async fn a_turn_stream_comes_in_whole_messages() {
+    let sent = turn_messages();
+    let mut reader = reader();
+    let (end, Messages(received)) = read_to_end(&sent.concat(), Messages::default(), &mut reader).await;
+    assert!(matches!(end, ReadEnd::Closed), "{end:?}");
+    assert!(received == sent, "{} messages of {}", received.len(), sent.len());
+    assert_eq!(reader.rest.capacity(), 0, "an idle reader owns no buffer");
+}
+
+#[tokio::test]
+async fn what_is_no_frame_ends_the_stream_behind_the_last_that_was() {
+    let sent = turn_messages();
+    let bytes = [&sent.concat()[..], b"SSH-2.0-OpenSSH_9.2"].concat();
+    let (end, Messages(received)) = read_to_end(&bytes, Messages::default(), &mut reader()).await;
+    assert!(matches!(end, ReadEnd::Malformed), "{end:?}");
+    assert!(received == sent, "{} messages of {}", received.len(), sent.len());
+}
+
+#[tokio::test]
+async fn control_is_written_behind_the_message_that_is_begun() {
+    let flow = Flow::turn(1 << 22, Duration::from_secs(1), Arc::new(LiveCounters::default()));
+    let mut builder = BatchBuilder::with_capacity(Framing::PaddedChannel(0x4002), 0);
+    [9, 1200, 5].iter().for_each(|len| builder.push(&vec![*len as u8; *len], *len));
+    let batch = builder.finish();
+    let stun = bytes::Bytes::from_static(b"\x00\x04\x00\x00\x21\x12\xa4\x42transactions");
+    let (begun, rest) = batch.frames.split_at(16 + 1204);
+    let expected = [begun, &stun, rest].concat();
+    flow.push(crate::flow::tests::any_instant(), batch);
+    let (mut writer, mut stream) = (FrameWriter::default(), Taking::default());
+    stream.takes.push_back(20);
+    write(&flow, &mut writer, &mut stream).await;
+    flow.push_control(stun).unwrap();
+    stream.takes.extend([usize::MAX; 3]);
+    write(&flow, &mut writer, &mut stream).await;
+    assert_eq!(stream.written, expected);
 }

@@ -61,17 +61,35 @@ pub(crate) struct Run {
     pub(crate) segment: usize,
     /// How many datagrams.
     pub(crate) count: usize,
-    /// Their payload bytes.
-    pub(crate) payload: usize,
+    /// Their bytes as they go out.
+    pub(crate) bytes: usize,
 }
 
 impl Run {
-    /// The length of the run's frames.
-    pub(crate) fn frames_len(self) -> usize {
-        self.payload + self.count * HEADER_LEN
+    /// Of one datagram.
+    pub(crate) fn new(len: usize) -> Self {
+        Self { segment: len, count: 1, bytes: len }
     }
 
-    /// The payloads, which stand in `bytes` as frames.
+    /// Adds a datagram of `len` bytes if the run may go on with it, of at most `max_segments` in all; says
+    /// whether it did.
+    pub(crate) fn join(&mut self, len: usize, max_segments: usize) -> bool {
+        let is_open = self.bytes == self.segment * self.count && self.segment <= MAX_SEGMENT;
+        let fits = (1..=self.segment).contains(&len) && self.bytes + len <= MAX_RUN_BYTES;
+        let joins = is_open && fits && self.count < max_segments.min(MAX_RUN_SEGMENTS);
+        if joins {
+            self.count += 1;
+            self.bytes += len;
+        }
+        joins
+    }
+
+    /// The length of the frames of the run's datagrams.
+    pub(crate) fn frames_len(self) -> usize {
+        self.bytes + self.count * HEADER_LEN
+    }
+
+    /// The datagrams, which stand in `bytes` as frames.
     pub(crate) fn datagrams(self, mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         (0..self.count).map_while(move |_| {
             let datagram = first_datagram(bytes)?;
@@ -84,22 +102,8 @@ impl Run {
 /// The longest run at the beginning of `bytes`, of at most `max_segments` datagrams; `None` if there is not
 /// one whole frame.
 pub(crate) fn first_run(bytes: &[u8], max_segments: usize) -> Option<Run> {
-    let segment = first_datagram(bytes)?.len();
-    let mut run = Run { segment, count: 1, payload: segment };
-    if segment == 0 || segment > MAX_SEGMENT {
-        return Some(run);
-    }
-    while run.count < max_segments.min(MAX_RUN_SEGMENTS) {
-        let Some(next) = first_datagram(&bytes[run.frames_len()..]) else { break };
-        if next.is_empty() || next.len() > segment || run.payload + next.len() > MAX_RUN_BYTES {
-            break;
-        }
-        run.count += 1;
-        run.payload += next.len();
-        if next.len() < segment {
-            break;
-        }
-    }
+    let mut run = Run::new(first_datagram(bytes)?.len());
+    while first_datagram(&bytes[run.frames_len()..]).is_some_and(|next| run.join(next.len(), max_segments)) {}
     Some(run)
 }
 
@@ -146,13 +150,13 @@ mod tests {
     #[test]
     fn a_run_ends_with_its_first_shorter_datagram() {
         let bytes = framed(&[vec![1; 10], vec![2; 10], vec![3; 4], vec![4; 4]]);
-        assert_eq!(first_run(&bytes, 64), Some(Run { segment: 10, count: 3, payload: 24 }));
+        assert_eq!(first_run(&bytes, 64), Some(Run { segment: 10, count: 3, bytes: 24 }));
     }
 
     #[test]
     fn empty_and_large_datagrams_travel_alone() {
         let bytes = framed(&[vec![], vec![], vec![1; 10]]);
-        assert_eq!(first_run(&bytes, 64), Some(Run { segment: 0, count: 1, payload: 0 }));
+        assert_eq!(first_run(&bytes, 64), Some(Run { segment: 0, count: 1, bytes: 0 }));
         let bytes = framed(&[vec![1; 1453], vec![1; 1453]]);
         assert_eq!(first_run(&bytes, 64).unwrap().count, 1);
         let bytes = framed(&[vec![1; 10], vec![], vec![1; 10]]);
@@ -176,7 +180,7 @@ mod tests {
                 let mut used = 0;
                 while let Some(run) = first_run(&rest[used..], segments) {
                     prop_assert!(run.count <= segments.min(64));
-                    prop_assert!(run.count == 1 || run.payload <= MAX_RUN_BYTES);
+                    prop_assert!(run.count == 1 || run.bytes <= MAX_RUN_BYTES);
                     received.extend(run.datagrams(&rest[used..]).map(<[u8]>::to_vec));
                     used += run.frames_len();
                 }
