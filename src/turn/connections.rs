@@ -55,6 +55,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Its data connection carries the peer's bytes.
+    pub(crate) fn is_bound(&self) -> bool {
+        matches!(self.phase, Phase::Bound)
+    }
+
     /// Counts a 401 or 438 in answer to ConnectionBind.
     ///
     /// # Errors
