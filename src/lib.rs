@@ -74,5 +74,6 @@ mod sockets;
 mod sockopt;
 mod stream;
 mod stun;
+mod turn_path;
 mod udp_io;
 mod workers;

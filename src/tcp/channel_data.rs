@@ -135,6 +135,16 @@ pub(crate) fn payloads_of<'a, 'b: 'a>(
     })
 }
 
+/// How many whole messages stand at the beginning of `bytes`, which hold unpadded ChannelData only.
+pub(crate) fn count(mut bytes: &[u8]) -> u64 {
+    let mut count = 0;
+    while let Some((_, payload)) = parse(bytes) {
+        bytes = &bytes[HEADER_LEN + payload.len()..];
+        count += 1;
+    }
+    count
+}
+
 /// The longest run of messages at the beginning of `bytes`, which hold unpadded ChannelData only; `None` if there
 /// is not one whole message. Its sizes are those of the messages, headers included.
 pub(crate) fn first_run(bytes: &[u8], max_segments: usize) -> Option<Run> {
@@ -284,6 +294,7 @@ mod tests {
     fn a_run_counts_its_headers() {
         let mut bytes = Vec::new();
         [1448, 1448, 1447, 1447].iter().for_each(|len| put_message(&mut bytes, 0x4000, &vec![1; *len]));
+        assert_eq!((count(&bytes), count(&bytes[1..]), count(b"")), (4, 0, 0));
         assert_eq!(first_run(&bytes, 64), Some(Run { segment: 1452, count: 3, bytes: 1452 * 2 + 1451 }));
         bytes.clear();
         [1449, 1449].iter().for_each(|len| put_message(&mut bytes, 0x4000, &vec![1; *len]));
