@@ -149,6 +149,26 @@ impl AddAssign for Counters {
     }
 }
 
+/// What a TURN client has carried and dropped since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TurnCounters {
+    /// Sent to the server, for peers.
+    pub to_peers: Traffic,
+    /// From peers, handed to local applications.
+    pub from_peers: Traffic,
+    /// Either way.
+    pub drops: Drops,
+}
+
+/// A TURN client counts where a session does: its server stands in the place of the TCP connection.
+impl From<Counters> for TurnCounters {
+    fn from(counters: Counters) -> Self {
+        let Counters { to_tcp, to_udp, drops } = counters;
+        Self { to_peers: to_tcp, from_peers: to_udp, drops }
+    }
+}
+
 /// The live side of [`Counters`], shared by the ends that count.
 #[derive(Debug, Default)]
 pub(crate) struct LiveCounters {
@@ -270,5 +290,7 @@ mod tests {
         assert_eq!(sum.drops.total(), 2 * 255);
         assert_eq!(sum.to_tcp, Traffic { datagrams: 4, bytes: 60 });
         assert_eq!(sum.to_udp, Traffic { datagrams: 6, bytes: 80 });
+        let turn = TurnCounters::from(sum);
+        assert_eq!((turn.to_peers, turn.from_peers, turn.drops), (sum.to_tcp, sum.to_udp, sum.drops));
     }
 }

@@ -79,6 +79,7 @@ mod sockets;
 mod sockopt;
 mod stream;
 mod stun;
+mod turn_path;
 mod turn_stream;
 mod udp_io;
 mod workers;
