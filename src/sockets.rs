@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::config::{Remote, SessionConfig};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
+use crate::turn::Wishes;
 
 /// See the file's head. Shared by the supervisor and the child's actor.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     inner: Mutex<Inner>,
+    wishes: Mutex<Wishes>,
     pub(crate) totals: Arc<Totals>,
 }
 
@@ -83,7 +85,6 @@ impl Sockets {
     }
 
     /// The listener of this number, counted from 0.
-    #[allow(dead_code, reason = "wired by the founder")]
     pub(crate) fn listener(&self, index: usize) -> io::Result<Option<TcpListener>> {
         self.lock().listeners.get(index).map(TcpListener::try_clone).transpose()
     }
@@ -95,6 +96,11 @@ impl Sockets {
 
     pub(crate) fn remote(&self) -> Option<Remote> {
         self.lock().remote.clone()
+    }
+
+    /// What a TURN client is to have on its server.
+    pub(crate) fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_remote(&self, remote: Option<Remote>) {

@@ -204,6 +204,11 @@ impl PeerPath {
         *self.down() = Down { local: Some(local), application };
     }
 
+    /// Whether there is a socket towards local applications.
+    pub(crate) fn has_local(&self) -> bool {
+        self.down().local.is_some()
+    }
+
     /// The local application that gets what the peer sends.
     pub(crate) fn application(&self) -> Option<UdpParty> {
         self.down().application

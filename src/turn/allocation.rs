@@ -65,30 +65,71 @@ pub(crate) enum Output {
     /// To the server on the control connection: one datagram, or bytes of the stream.
     Send(Vec<u8>),
     /// To the server on a data connection.
-    SendData { key: Key, bytes: Vec<u8> },
+    SendData {
+        key: Key,
+        bytes: Vec<u8>,
+    },
     /// The server has made the allocation. Addresses as the server sees them.
-    Allocated { relayed: SocketAddr, mapped: SocketAddr, lifetime: Duration },
+    Allocated {
+        relayed: SocketAddr,
+        mapped: SocketAddr,
+        lifetime: Duration,
+    },
     /// The server did not prolong the allocation, which goes on until it ends.
-    RefreshFailed { error: TurnError },
+    RefreshFailed {
+        error: TurnError,
+    },
     /// These may send to us now, and might not before.
-    Permitted { peers: Vec<IpAddr> },
-    PermissionsFailed { peers: Vec<IpAddr>, error: TurnError },
-    ChannelBound { channel: u16, peer: SocketAddr },
-    ChannelFailed { peer: SocketAddr, error: TurnError },
+    Permitted {
+        peers: Vec<IpAddr>,
+    },
+    PermissionsFailed {
+        peers: Vec<IpAddr>,
+        error: TurnError,
+    },
+    ChannelBound {
+        channel: u16,
+        peer: SocketAddr,
+    },
+    ChannelFailed {
+        peer: SocketAddr,
+        error: TurnError,
+    },
     /// The channel is not to be used: it ran out, or its peer is forbidden.
-    ChannelClosed { peer: SocketAddr },
+    ChannelClosed {
+        peer: SocketAddr,
+    },
     /// A peer wants to connect: the gate is to be asked.
-    Attempt { key: Key, connection: u32, peer: SocketAddr },
+    Attempt {
+        key: Key,
+        connection: u32,
+        peer: SocketAddr,
+    },
     /// A data connection to the server is to be made.
-    Dial { key: Key },
+    Dial {
+        key: Key,
+    },
     /// The data connection carries the peer's bytes from here on.
-    Bound { key: Key, connection: u32, peer: SocketAddr },
+    Bound {
+        key: Key,
+        connection: u32,
+        peer: SocketAddr,
+    },
     /// It came to nothing; a data connection, if there is one, is to be closed.
-    ConnectionFailed { key: Key, peer: SocketAddr, error: TurnError },
+    ConnectionFailed {
+        key: Key,
+        peer: SocketAddr,
+        error: TurnError,
+    },
     /// Other credentials are wanted: the server refuses `rejected`.
-    WantCredentials { rejected: String, realm: Option<String> },
+    WantCredentials {
+        rejected: String,
+        realm: Option<String>,
+    },
     /// The last output.
-    Ended { error: TurnError },
+    Ended {
+        error: TurnError,
+    },
 }
 
 /// Where the allocation stands.
@@ -381,7 +422,8 @@ impl Allocation {
             self.fail(now, &pending, error);
         }
         for (key, connection, error) in self.connections.take_late(now) {
-            self.transactions.forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
+            self.transactions
+                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
             self.output(Output::ConnectionFailed { key, peer: connection.peer, error });
         }
         if self.parked_until.is_some_and(|until| until <= now) {

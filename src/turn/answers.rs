@@ -20,7 +20,9 @@ impl Allocation {
         let used = match (message.class, message.method) {
             (Class::Success | Class::Error, _) => self.on_response(now, &message),
             // Some servers send the attempt as a request.
-            (Class::Indication | Class::Request, Method::CONNECTION_ATTEMPT) => self.on_attempt(now, &message),
+            (Class::Indication | Class::Request, Method::CONNECTION_ATTEMPT) => {
+                self.on_attempt(now, &message)
+            }
             _ => false,
         };
         self.pump(now);
@@ -174,7 +176,9 @@ impl Allocation {
         let is_alive = self.heard > pending.sent;
         let is_allocate = matches!(request, Request::Allocate { .. });
         match &error {
-            TurnError::Refused { code: 437, .. } if !is_allocate => return self.end(TurnError::AllocationLost),
+            TurnError::Refused { code: 437, .. } if !is_allocate => {
+                return self.end(TurnError::AllocationLost);
+            }
             TurnError::Refused { code: 441, .. }
             | TurnError::Unauthorized { .. }
             | TurnError::NoCredentials

@@ -120,7 +120,8 @@ impl Allocation {
     pub(crate) fn handle_data(&mut self, now: Instant, key: Key, bytes: &[u8]) -> usize {
         let Some(connection) = self.connections.get(key) else { return bytes.len() };
         let Phase::Binding { id, seal } = connection.phase.clone() else { return 0 };
-        let Some(len) = bytes.get(2..4).map(|len| HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]])))
+        let Some(len) =
+            bytes.get(2..4).map(|len| HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]])))
         else {
             return 0;
         };
@@ -147,7 +148,8 @@ impl Allocation {
                 self.connection_failed(key, error);
             }
             (Class::Success, None) => {
-                let why = "success without a valid MESSAGE-INTEGRITY (the option trust_unsealed_bind accepts it)";
+                let why =
+                    "success without a valid MESSAGE-INTEGRITY (the option trust_unsealed_bind accepts it)";
                 self.connection_failed(key, bad(&request, why));
             }
             _ => self.connection_failed(key, bad(&request, "neither success nor an error")),

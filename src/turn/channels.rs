@@ -49,7 +49,9 @@ impl Channels {
         if self.0.values().filter(|channel| channel.wanted).count() >= MAX_CHANNELS {
             return None;
         }
-        self.0.retain(|_, channel| channel.wanted || channel.perhaps_until.is_some_and(|at| at + GUARD_TIME > now));
+        self.0.retain(|_, channel| {
+            channel.wanted || channel.perhaps_until.is_some_and(|at| at + GUARD_TIME > now)
+        });
         let taken: std::collections::BTreeSet<u16> = self.0.values().map(|channel| channel.number).collect();
         let number = (FIRST..=LAST).find(|number| !taken.contains(number))?;
         let channel = Channel { number, wanted: true, until: None, perhaps_until: None, due: Some(now) };
@@ -120,7 +122,8 @@ impl Channels {
 
     /// The channels in use.
     pub(crate) fn all_bound(&self, now: Instant) -> Vec<(u16, SocketAddr)> {
-        let bound = self.0.iter().filter(|(_, channel)| channel.wanted && channel.until.is_some_and(|at| at > now));
+        let bound =
+            self.0.iter().filter(|(_, channel)| channel.wanted && channel.until.is_some_and(|at| at > now));
         bound.map(|(peer, channel)| (channel.number, *peer)).collect()
     }
 

@@ -178,7 +178,8 @@ impl Connections {
 
     /// Those that wait for a confirmed nonce.
     pub(crate) fn opened(&self) -> Vec<Key> {
-        let opened = self.all.iter().filter(|(_, connection)| matches!(connection.phase, Phase::Opened { .. }));
+        let opened =
+            self.all.iter().filter(|(_, connection)| matches!(connection.phase, Phase::Opened { .. }));
         opened.map(|(key, _)| *key).collect()
     }
 
