@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::{Batch, Framing, Received};
 use crate::flow::Flow;
@@ -45,6 +45,7 @@ pub(crate) struct PeerPath {
     counters: Arc<LiveCounters>,
     last_sent: Moment,
     last_received: Moment,
+    last_refused: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +81,7 @@ impl PeerPath {
             counters,
             last_sent: Moment::default(),
             last_received: Moment::default(),
+            last_refused: Moment::default(),
         }
     }
 
@@ -242,6 +244,11 @@ impl PeerPath {
         self.last_received.get()
     }
 
+    /// When the server's host last answered "port unreachable" (ICMP) to a datagram of this path.
+    pub(crate) fn last_refused(&self) -> Option<Instant> {
+        self.last_refused.get()
+    }
+
     /// Keeps what the socket does not take, unless it has not taken either what was kept before: then they are too
     /// many.
     fn send_or_keep(&self, io: &Arc<UdpIo>, messages: &[u8]) {
@@ -281,6 +288,9 @@ impl PeerPath {
                 self.counters.sent_to_tcp(sent.datagrams, sent.bytes);
             }
             self.count_dropped(&sent);
+            if sent.refused > 0 {
+                self.last_refused.set(clock::now());
+            }
             used += sent.used;
             if sent.blocked {
                 break;
