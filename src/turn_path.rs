@@ -1,9 +1,11 @@
 //! The way of datagrams to and from one TURN peer.
 //!
 //! The `UdpEndpointActor` of a forward's local socket sends up, the TURN client delivers down, each itself and at
-//! once: what they share lies here. Without a channel datagrams wait, bounded in bytes and age. With one they go out
-//! over the control socket as they are received; over a control stream its flow has the queue. Nothing waits on the
-//! way down: the server must not wait for an application.
+//! once: what they share lies here. Without a channel datagrams wait, bounded in bytes and age. With one they go
+//! out over the control socket as they are received; over a control stream its flow has the queue. Nothing waits on
+//! the way down: the server must not wait for an application.
+//!
+//! Whoever uses a path lives on the same arbiter; the locks are there for `Arc`, nobody waits for them.
 #![allow(dead_code, reason = "wired by the founder")]
 
 use std::cell::RefCell;
@@ -71,8 +73,8 @@ struct Down {
 }
 
 impl PeerPath {
-    /// Without a channel: holds at most `max_bytes`, each datagram for at most `hold`. Over a stream `counters` must
-    /// be those of the stream's flow too, which counts what it takes and drops.
+    /// Without a channel: holds at most `max_bytes`, each datagram for at most `hold`. Over a stream `counters`
+    /// should be those of the stream's flow too, which counts what goes out and what it drops.
     pub(crate) fn new(max_bytes: usize, hold: Duration, counters: Arc<LiveCounters>) -> Self {
         Self {
             held: Flow::new(max_bytes, hold, counters.clone()),
