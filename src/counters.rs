@@ -12,21 +12,23 @@ use serde::Serialize;
 #[non_exhaustive]
 #[repr(usize)]
 pub enum DropReason {
-    /// It waited longer than `max_queue_delay` (or `connect_hold`) for the TCP connection to take it.
+    /// It waited longer than `max_queue_delay` (or `connect_hold`) for the TCP connection to take it, or for a TURN
+    /// channel.
     Expired,
-    /// The queue in front of the TCP connection held `queue_bytes` already.
+    /// The queue in front of the TCP connection held `queue_bytes` already; or the socket to a TURN server takes
+    /// nothing.
     QueueFull,
-    /// It was queued, or cut in the middle, when its TCP connection went away for good.
+    /// It was queued, or cut in the middle, when its TCP connection or TURN channel went away for good.
     ConnectionLost,
-    /// It came over TCP before a local application had made itself known (see `app`).
+    /// It came over TCP, or from a TURN peer, before a local application had made itself known (see `app`).
     NoApplication,
     /// `max_sources` applications are being served already.
     TooManySources,
-    /// It was sent (and counted so), but the UDP service answered "port unreachable" (ICMP).
+    /// It was sent (and counted so), but the UDP service or the TURN server answered "port unreachable" (ICMP).
     ServiceUnreachable,
     /// UDP would not take it for its length (EMSGSIZE).
     TooLong,
-    /// UDP would not take it for another reason, such as no route.
+    /// UDP would not take it for another reason, such as no route; or, if it came from a TURN peer, not at once.
     SendFailed,
 }
 

@@ -76,8 +76,8 @@ impl Flow {
         result
     }
 
-    /// The next control message or whole frames, at most `max` bytes of them unless one alone is longer. Waits while there are
-    /// none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
+    /// The next control message or whole frames, at most `max` bytes of them unless one alone is longer. Waits
+    /// while there are none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
     pub(crate) fn poll_front(&self, cx: &mut Context<'_>, now: Instant, max: usize) -> Poll<Bytes> {
         let mut inner = self.lock();
         let front = inner.queue.front(now, max);

@@ -1,9 +1,11 @@
 //! The way of datagrams to and from one TURN peer.
 //!
 //! The `UdpEndpointActor` of a forward's local socket sends up, the TURN client delivers down, each itself and at
-//! once: what they share lies here. Without a channel datagrams wait, bounded in bytes and age. With one they go out
-//! over the control socket as they are received; over a control stream its flow has the queue. Nothing waits on the
-//! way down: the server must not wait for an application.
+//! once: what they share lies here. Without a channel datagrams wait, bounded in bytes and age. With one they go
+//! out over the control socket as they are received; over a control stream its flow has the queue. Nothing waits on
+//! the way down: the server must not wait for an application.
+//!
+//! Whoever uses a path lives on the same arbiter; the locks are there for `Arc`, nobody waits for them.
 #![allow(dead_code, reason = "wired by the founder")]
 
 use std::cell::RefCell;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::{Batch, Framing, Received};
 use crate::flow::Flow;
@@ -45,6 +47,7 @@ pub(crate) struct PeerPath {
     counters: Arc<LiveCounters>,
     last_sent: Moment,
     last_received: Moment,
+    last_refused: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -70,8 +73,8 @@ struct Down {
 }
 
 impl PeerPath {
-    /// Without a channel: holds at most `max_bytes`, each datagram for at most `hold`. Over a stream `counters` must
-    /// be those of the stream's flow too, which counts what it takes and drops.
+    /// Without a channel: holds at most `max_bytes`, each datagram for at most `hold`. Over a stream `counters`
+    /// should be those of the stream's flow too, which counts what goes out and what it drops.
     pub(crate) fn new(max_bytes: usize, hold: Duration, counters: Arc<LiveCounters>) -> Self {
         Self {
             held: Flow::new(max_bytes, hold, counters.clone()),
@@ -80,6 +83,7 @@ impl PeerPath {
             counters,
             last_sent: Moment::default(),
             last_received: Moment::default(),
+            last_refused: Moment::default(),
         }
     }
 
@@ -247,6 +251,11 @@ impl PeerPath {
         self.last_received.get()
     }
 
+    /// When the server's host last answered "port unreachable" (ICMP) to a datagram of this path.
+    pub(crate) fn last_refused(&self) -> Option<Instant> {
+        self.last_refused.get()
+    }
+
     /// Keeps what the socket does not take, unless it has not taken either what was kept before: then they are too
     /// many.
     fn send_or_keep(&self, io: &Arc<UdpIo>, messages: &[u8]) {
@@ -286,6 +295,9 @@ impl PeerPath {
                 self.counters.sent_to_tcp(sent.datagrams, sent.bytes);
             }
             self.count_dropped(&sent);
+            if sent.refused > 0 {
+                self.last_refused.set(clock::now());
+            }
             used += sent.used;
             if sent.blocked {
                 break;

@@ -138,6 +138,20 @@ async fn what_the_control_socket_did_not_take_goes_first_once_it_is_ready() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_not_there_is_known_from_its_hosts_answer() {
+    let (server, route) = server();
+    let path = path();
+    path.open(now(), route);
+    drop(server);
+    send(&path, b"anybody?", 8);
+    assert_eq!(path.last_refused(), None);
+    send(&path, b"anybody?", 8);
+    assert!(path.last_refused().is_some());
+    assert_eq!(counted(&path).drops.service_unreachable, 1);
+    assert_eq!(counted(&path).to_tcp.datagrams, 2);
+}
+
+#[tokio::test]
 async fn without_its_channel_a_path_holds_again_and_what_was_kept_is_counted() {
     let (_server, route) = server();
     let path = path();
