@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
@@ -272,6 +273,8 @@ pub struct TurnClientActor {
     /// Bound connections that somebody owns.
     pub(crate) streams: HashMap<connections::Key, (ConnectionId, SocketAddr)>,
     pub(crate) icmp: OncePerSecond,
+    /// Wakes the future that drives the core.
+    pub(crate) drive: Option<Waker>,
     pub(crate) stopping: bool,
     pub(crate) obituary: Obituary,
     reported: TurnState,
@@ -307,6 +310,7 @@ impl TurnClientActor {
             gate: SetGate { gate: None, streams: None },
             streams: HashMap::new(),
             icmp: OncePerSecond::default(),
+            drive: None,
             stopping: false,
             reported: TurnState::Idle,
             supervised: token,

@@ -384,10 +384,14 @@ impl ActorFuture<TurnClientActor> for Drive {
         ctx: &mut actix::Context<TurnClientActor>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
+        match &mut act.drive {
+            Some(waker) => waker.clone_from(cx.waker()),
+            drive => *drive = Some(cx.waker().clone()),
+        }
         for _ in 0..MAX_TURNS {
             let Phase::Running(running) = &mut act.phase else { return Poll::Pending };
             let more = running.poll(cx, &mut act.forwards);
-            act.outputs(ctx);
+            act.take_outputs(ctx);
             act.report_icmp();
             let Phase::Running(running) = &mut act.phase else { return Poll::Pending };
             // What was sent just now on a stream is written in this turn.

@@ -1,6 +1,7 @@
 //! What a `TurnClientActor` does with what its core says, and how an allocation begins and ends.
 
 use std::net::SocketAddr;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -62,8 +63,15 @@ impl TurnClientActor {
         }
     }
 
-    /// Does all that the core wants done. The only place that takes its outputs.
+    /// After the core was told something outside of [`Drive`](crate::turn_io::Drive), which then has its turn: it may
+    /// have been polled already in this one, and there is a timer to be set.
     pub(crate) fn outputs(&mut self, ctx: &mut Context<Self>) {
+        self.take_outputs(ctx);
+        self.drive.iter().for_each(Waker::wake_by_ref);
+    }
+
+    /// Does all that the core wants done. The only place that takes its outputs.
+    pub(crate) fn take_outputs(&mut self, ctx: &mut Context<Self>) {
         while let Phase::Running(running) = &mut self.phase
             && let Some(output) = running.core.poll_output()
         {
