@@ -74,6 +74,7 @@ mod link;
 mod link_stream;
 mod links;
 mod listen;
+mod session_turn;
 mod slots;
 mod sockets;
 mod sockopt;

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{Remote, SessionConfig};
+use crate::config::{Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
 use crate::turn::Wishes;
@@ -30,6 +30,8 @@ struct Inner {
     service: Option<UdpSocket>,
     /// Whom the session was last told to call.
     remote: Option<Remote>,
+    /// Where peers reach it through a TURN server, unless it was told to disconnect.
+    turn_listen: Option<TurnListen>,
 }
 
 impl Sockets {
@@ -37,6 +39,7 @@ impl Sockets {
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
         let sockets = Self::default();
         sockets.set_remote(config.remote.clone());
+        sockets.set_turn_listen(config.turn_listen.clone());
         if config.remote.is_some() || config.turn_listen.is_some() {
             TcpOptions::from(config).check()?;
         }
@@ -96,6 +99,19 @@ impl Sockets {
 
     pub(crate) fn remote(&self) -> Option<Remote> {
         self.lock().remote.clone()
+    }
+
+    pub(crate) fn turn_listen(&self) -> Option<TurnListen> {
+        self.lock().turn_listen.clone()
+    }
+
+    pub(crate) fn set_turn_listen(&self, turn_listen: Option<TurnListen>) {
+        self.lock().turn_listen = turn_listen;
+    }
+
+    /// Whether the session calls its peer through a TURN server.
+    pub(crate) fn calls_through_turn(&self) -> bool {
+        matches!(self.lock().remote, Some(Remote::Turn(_)))
     }
 
     /// What a TURN client is to have on its server.

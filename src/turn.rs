@@ -27,6 +27,7 @@ use crate::supervisor::{Reporter, SupervisorActor};
 use crate::turn_forwards::Forwards;
 use crate::turn_io::{Drive, Running};
 
+pub(crate) use crate::turn_handlers::AwaitAllocation;
 pub use crate::turn_stream::{ConnectionId, RelayStream};
 pub use error::TurnError;
 
@@ -240,6 +241,8 @@ pub(crate) struct Ended {
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     pub(crate) allocate: Vec<oneshot::Sender<Result<(), TurnError>>>,
+    /// For the next success, over any number of failures.
+    pub(crate) ready: Vec<oneshot::Sender<()>>,
     pub(crate) deallocate: Vec<oneshot::Sender<()>>,
     /// With the addresses that are still to be permitted.
     pub(crate) permit: Vec<(BTreeSet<IpAddr>, oneshot::Sender<Result<(), TurnError>>)>,
@@ -391,9 +394,9 @@ impl TurnClientActor {
 
     /// A place among those who wait, or the reason why there is none.
     pub(crate) fn check_waiting(&self) -> Result<(), TurnError> {
-        let Waiting { allocate, deallocate, permit, bind, connect } = &self.waiting;
+        let Waiting { allocate, ready, deallocate, permit, bind, connect } = &self.waiting;
         let binds = bind.values().map(Vec::len).sum::<usize>();
-        let all = allocate.len() + deallocate.len() + permit.len() + binds + connect.len();
+        let all = allocate.len() + ready.len() + deallocate.len() + permit.len() + binds + connect.len();
         if all < MAX_WAITING {
             Ok(())
         } else {

@@ -12,6 +12,12 @@ use crate::turn::{
     GetAllocation, Permit, Phase, RelayStream, SendDatagrams, SetGate, TurnClientActor, TurnError,
 };
 
+/// From a session: answer `true` as soon as there is an allocation. Unlike `Allocate` it hurries nothing: a server
+/// that refuses is not to be asked more often because somebody waits. `false`: too many wait.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "bool")]
+pub(crate) struct AwaitAllocation;
+
 /// The answer to a question whose answer comes later.
 async fn answer<T>(from: oneshot::Receiver<Result<T, TurnError>>) -> Result<T, TurnError> {
     // The client is gone, by a panic perhaps.
@@ -134,6 +140,25 @@ impl Handler<Allocate> for TurnClientActor {
         });
         let done = async move { answer(asked?).await };
         Box::pin(done.into_actor(self).map(|done, act, _| done.map(|()| act.info())))
+    }
+}
+
+impl Handler<AwaitAllocation> for TurnClientActor {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, _: AwaitAllocation, _: &mut Self::Context) -> Self::Result {
+        let is_there = self.core().is_some_and(|core| core.granted().is_some());
+        let (tell, told) = oneshot::channel();
+        if is_there {
+            let _ = tell.send(());
+        } else {
+            // Those who gave up have left their places.
+            self.waiting.ready.retain(|waiting| !waiting.is_closed());
+            if self.check_waiting().is_ok() {
+                self.waiting.ready.push(tell);
+            }
+        }
+        Box::pin(async move { told.await.is_ok() })
     }
 }
 

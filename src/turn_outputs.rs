@@ -142,6 +142,9 @@ impl TurnClientActor {
         for waiting in self.waiting.allocate.drain(..) {
             let _ = waiting.send(Ok(()));
         }
+        for waiting in self.waiting.ready.drain(..) {
+            let _ = waiting.send(());
+        }
         let replaces = self.last_relayed.replace(relayed).filter(|old| *old != relayed);
         self.report(TurnEvent::AllocationCreated { server, relayed, mapped, lifetime, replaces });
         self.state_may_have_changed();
