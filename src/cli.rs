@@ -84,11 +84,9 @@ fn to_stderr(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}: {message}");
 }
 
-/// The first paragraph of clap's message, without its usage.
 fn usage(error: &clap::Error) -> Failure {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    wrong(one_line(first.strip_prefix("error: ").unwrap_or(first)))
+    let with_user = std::env::args_os().any(|arg| arg.as_encoded_bytes().starts_with(b"--user"));
+    wrong(args::complaint(error, with_user))
 }
 
 fn wrong(message: String) -> Failure {

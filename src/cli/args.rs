@@ -7,10 +7,11 @@ use std::time::Duration;
 use actix_relay::config::{
     ConfigError, HostPort, Remote, SessionConfig, SupervisorConfig, TurnConfig, TurnListen, TurnRemote,
 };
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-use super::plan::Plan;
+use super::plan::{Plan, one_line};
 use super::turn_args::{TURN_EXAMPLES, TURN_TCP_EXAMPLES, Through, Turn, TurnTcp, in_flags as turn_in_flags};
 use super::values::{Later, addr, allowed, delay, fwmark, interval, later, workers};
 use crate::passwords::Passwords;
@@ -306,6 +307,24 @@ impl Connect {
     }
 }
 
+/// The first paragraph of clap's message, without its usage, and without a word that may be a password which went
+/// astray: clap repeats what it does not know.
+pub(super) fn complaint(error: &clap::Error, with_user: bool) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let mut message = one_line(first.strip_prefix("error: ").unwrap_or(first));
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => Some(word.as_str()),
+        _ => None,
+    };
+    let stray = said(ContextKind::InvalidArg).filter(|word| with_user || word.contains([':', '@']));
+    let value = said(ContextKind::InvalidValue).filter(|word| word.contains('@'));
+    for word in stray.into_iter().chain(value) {
+        message = message.replace(word, "…");
+    }
+    message
+}
+
 fn field_of(flag: &str) -> String {
     flag.trim_start_matches('-').replace('-', "_")
 }
@@ -382,6 +401,25 @@ mod tests {
         ] {
             let error = session(&format!("actix-relay {line}")).unwrap_err();
             assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_stray_password_is_not_repeated() {
+        for (line, expected) in [
+            ("turn --user a hunter2 --server turn:h", "unexpected argument '…' found"),
+            ("turn a:hunter2", "unexpected argument '…' found"),
+            ("turn --password hunter2", "unexpected argument '--password' found"),
+            ("turn --pw=hunter2", "unexpected argument '--pw' found"),
+            ("turn --peer a:hunter2@h", "invalid value '…' for '--peer <ADDR>': expected IP:PORT"),
+            ("listen --tcp turn:a:hunter2@h", "invalid value '…' for '--tcp <ADDR>...'"),
+            ("listen --tcp nowhere", "invalid value 'nowhere' for '--tcp <ADDR>...'"),
+            ("run a.toml b.toml", "unexpected argument 'b.toml' found"),
+        ] {
+            let error = Cli::try_parse_from(format!("actix-relay {line}").split(' ')).unwrap_err();
+            let message = complaint(&error, line.contains("--user"));
+            assert!(message.starts_with(expected), "{line}: {message}");
+            assert!(!message.contains("hunter2"), "{line}: {message}");
         }
     }
 

@@ -37,18 +37,23 @@ Examples:
 
 /// Who we are to a TURN server.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "TURN credentials")]
 pub(super) struct User {
     /// User name and password, divided at the last colon. Anybody on this machine can read a command line: give
     /// the name alone, and the password by --password-file, --password-env or in the environment variable
     /// ACTIX_RELAY_TURN_PASSWORD
-    #[arg(long, value_name = "NAME[:PASSWORD]", value_parser = secret)]
+    #[arg(long, help_heading = "TURN credentials", value_name = "NAME[:PASSWORD]", value_parser = secret)]
     user: Option<Secret>,
     /// The password is this file's one line; --user is then the name, colons and all
-    #[arg(long, value_name = "FILE", requires = "user", conflicts_with = "password_env")]
+    #[arg(
+        long,
+        help_heading = "TURN credentials",
+        value_name = "FILE",
+        requires = "user",
+        conflicts_with = "password_env"
+    )]
     password_file: Option<PathBuf>,
     /// The password is the value of this environment variable; --user is then the name, colons and all
-    #[arg(long, value_name = "VAR", requires = "user")]
+    #[arg(long, help_heading = "TURN credentials", value_name = "VAR", requires = "user")]
     password_env: Option<String>,
 }
 
