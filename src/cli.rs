@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
-use actix_relay::config::{ChildId, SessionConfig};
+use actix_relay::config::{ChildId, SessionConfig, TurnConfig};
 use actix_relay::event::{Event, EventKind};
 use actix_relay::session::{GetSession, SessionInfo};
 use actix_relay::subscribers::Filter;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
+use crate::passwords::Here;
 use crate::signals::Signals;
 use args::{Cli, Command, Common};
 use lines::Voice;
@@ -25,7 +26,9 @@ use plan::{Plan, one_line};
 
 mod args;
 mod lines;
+mod passwords;
 mod plan;
+mod turn_args;
 mod values;
 
 const EXIT_TOLD: i32 = 0;
@@ -81,11 +84,9 @@ fn to_stderr(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}: {message}");
 }
 
-/// The first paragraph of clap's message, without its usage.
 fn usage(error: &clap::Error) -> Failure {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    wrong(one_line(first.strip_prefix("error: ").unwrap_or(first)))
+    let with_user = std::env::args_os().any(|arg| arg.as_encoded_bytes().starts_with(b"--user"));
+    wrong(args::complaint(error, with_user))
 }
 
 fn wrong(message: String) -> Failure {
@@ -96,12 +97,14 @@ fn run(cli: Cli) -> Result<i32, Failure> {
     cli.refuse_what_has_no_meaning().map_err(wrong)?;
     let Cli { common, command } = cli;
     let (plan, hint) = match command {
-        Command::Listen(listen) => (listen.plan(&common).map_err(wrong)?, "--allow CIDR"),
-        Command::Connect(connect) => (connect.plan(&common).map_err(wrong)?, ""),
+        Command::Listen(listen) => (listen.plan(&common, &Here).map_err(wrong)?, "--allow CIDR"),
+        Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
         Command::Check(args::File { file }) => {
-            let sessions = read(&file, &common)?.sessions.len();
-            return Ok(say_fine(&file, sessions, common.json));
+            let plan = read(&file, &common)?;
+            return Ok(say_fine(&file, &plan, common.json));
         }
     };
     start_logging(&common);
@@ -137,7 +140,7 @@ fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
 fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
-    let mut plan = Plan::from_toml(&text).map_err(|mistake| {
+    let mut plan = Plan::from_toml(&text, &Here).map_err(|mistake| {
         wrong(match mistake.line {
             Some(line) => format!("{name}:{line}: {}", mistake.message),
             None => format!("{name}: {}", mistake.message),
@@ -147,14 +150,8 @@ fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-fn say_fine(file: &Path, sessions: usize, json: bool) -> i32 {
-    let file = file.display().to_string();
-    let line = if json {
-        serde_json::json!({ "file": file, "sessions": sessions }).to_string()
-    } else {
-        let plural = if sessions == 1 { "" } else { "s" };
-        format!("{file}: fine, {sessions} session{plural}")
-    };
+fn say_fine(file: &Path, plan: &Plan, json: bool) -> i32 {
+    let line = lines::fine(&file.display().to_string(), plan.sessions.len(), plan.turns.len(), json);
     let _ = writeln!(io::stdout(), "{line}");
     EXIT_TOLD
 }
@@ -200,7 +197,8 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let supervisor = SupervisorActor::new(plan.supervisor).start();
     let (tell_ended, ended) = mpsc::unbounded_channel();
     let printer = Printer { voice, lines: lines.clone(), ended: tell_ended }.start();
-    let running = plan.sessions.iter().map(|session| session.name.clone()).collect();
+    let sessions = plan.sessions.iter().map(|session| &session.name);
+    let running = sessions.chain(plan.turns.iter().map(|turn| &turn.name)).cloned().collect();
     let watcher = Watcher { running, ends: ends.clone() }.start();
     for recipient in [printer.clone().recipient(), watcher.clone().recipient()] {
         let _ = supervisor.send(Subscribe { recipient, filter: Filter::All }).await;
@@ -208,6 +206,12 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let mut house = House { voice, supervisor, started: Vec::new(), lines, ended };
     for config in plan.sessions {
         if let Err(failure) = house.start(config).await {
+            house.close().await;
+            return Err(failure);
+        }
+    }
+    for config in plan.turns {
+        if let Err(failure) = house.start_turn(config).await {
             house.close().await;
             return Err(failure);
         }
@@ -270,6 +274,11 @@ impl House {
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => Err(supervisor_died()),
         }
+    }
+
+    /// NOT WIRED: to send `StartTurn { config }` as `start` sends `StartSession`, as soon as the supervisor takes it.
+    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
+        Err(failed(format!("turn '{}' through {}: not wired", config.name, config.server.uri)))
     }
 
     /// Ends everything in order, with a last word on each session, within [`CLOSE_TIMEOUT`].

@@ -68,6 +68,17 @@ impl Voice {
     }
 }
 
+/// What `check` says of a file it has nothing against.
+pub(super) fn fine(file: &str, sessions: usize, turns: usize, json: bool) -> String {
+    if json {
+        return serde_json::json!({ "file": file, "sessions": sessions, "turns": turns }).to_string();
+    }
+    let counted = [(sessions, "session"), (turns, "TURN client")].into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<_> =
+        counted.map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" })).collect();
+    format!("{file}: fine, {}", counts.join(" and "))
+}
+
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("events hold nothing that JSON lacks")
 }
@@ -97,5 +108,14 @@ mod tests {
         assert_eq!(Voice::Normal.line(&stopped).unwrap(), stopped.to_string());
         let parsed: serde_json::Value = serde_json::from_str(&Voice::Json.line(&changed).unwrap()).unwrap();
         assert_eq!(parsed["event"], "state_changed");
+    }
+    #[test]
+    fn what_a_fine_file_holds_is_counted() {
+        for (sessions, turns, counted) in
+            [(1, 0, "1 session"), (0, 2, "2 TURN clients"), (2, 1, "2 sessions and 1 TURN client")]
+        {
+            assert_eq!(fine("a", sessions, turns, false), format!("a: fine, {counted}"));
+        }
+        assert_eq!(fine("a", 2, 1, true), r#"{"file":"a","sessions":2,"turns":1}"#);
     }
 }
