@@ -383,6 +383,7 @@ impl TurnClientActor {
     }
 
     fn counters(&self) -> TurnCounters {
+        self.forwards.expire(now());
         self.sockets.totals.snapshot().into()
     }
 
