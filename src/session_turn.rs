@@ -104,7 +104,15 @@ impl RelaySessionActor {
         remote: &TurnRemote,
         ctx: &mut Context<Self>,
     ) -> impl Future<Output = Result<(Stream, SocketAddr), Ending>> + use<> {
-        let client = self.turn_client(&remote.server, Vec::new(), AddressFamily::of(remote.peer.ip()), ctx);
+        let family = AddressFamily::of(remote.peer.ip());
+        let clashes = |listen: &TurnListen| {
+            listen.server != remote.server
+                || listen.permit.iter().any(|peer| AddressFamily::of(*peer) != family)
+        };
+        if self.sockets.turn_listen().as_ref().is_some_and(clashes) {
+            self.sockets.set_turn_listen(None);
+        }
+        let client = self.turn_client(&remote.server, Vec::new(), family, ctx);
         let peer = remote.peer;
         async move {
             let gone = || Ending::new(Cause::Broken, "the TURN client is gone");
