@@ -312,9 +312,9 @@ fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::TurnServer;
     use crate::session::GetSession;
     use crate::subscribers::Filter;
-    use crate::config::TurnServer;
     use crate::supervisor::Subscribe;
     use crate::supervisor::{GetSessions, InSession, InTurn, Shutdown, StartSession, StartTurn, StopSession};
     use tokio::sync::mpsc;

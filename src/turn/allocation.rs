@@ -65,30 +65,71 @@ pub(crate) enum Output {
     /// To the server on the control connection: one datagram, or bytes of the stream.
     Send(Vec<u8>),
     /// To the server on a data connection.
-    SendData { key: Key, bytes: Vec<u8> },
+    SendData {
+        key: Key,
+        bytes: Vec<u8>,
+    },
     /// The server has made the allocation. Addresses as the server sees them.
-    Allocated { relayed: SocketAddr, mapped: SocketAddr, lifetime: Duration },
+    Allocated {
+        relayed: SocketAddr,
+        mapped: SocketAddr,
+        lifetime: Duration,
+    },
     /// The server did not prolong the allocation, which goes on until it ends.
-    RefreshFailed { error: TurnError },
+    RefreshFailed {
+        error: TurnError,
+    },
     /// These may send to us now, and might not before.
-    Permitted { peers: Vec<IpAddr> },
-    PermissionsFailed { peers: Vec<IpAddr>, error: TurnError },
-    ChannelBound { channel: u16, peer: SocketAddr },
-    ChannelFailed { peer: SocketAddr, error: TurnError },
+    Permitted {
+        peers: Vec<IpAddr>,
+    },
+    PermissionsFailed {
+        peers: Vec<IpAddr>,
+        error: TurnError,
+    },
+    ChannelBound {
+        channel: u16,
+        peer: SocketAddr,
+    },
+    ChannelFailed {
+        peer: SocketAddr,
+        error: TurnError,
+    },
     /// The channel is not to be used: it ran out, or its peer is forbidden.
-    ChannelClosed { peer: SocketAddr },
+    ChannelClosed {
+        peer: SocketAddr,
+    },
     /// A peer wants to connect: the gate is to be asked.
-    Attempt { key: Key, connection: u32, peer: SocketAddr },
+    Attempt {
+        key: Key,
+        connection: u32,
+        peer: SocketAddr,
+    },
     /// A data connection to the server is to be made.
-    Dial { key: Key },
+    Dial {
+        key: Key,
+    },
     /// The data connection carries the peer's bytes from here on.
-    Bound { key: Key, connection: u32, peer: SocketAddr },
+    Bound {
+        key: Key,
+        connection: u32,
+        peer: SocketAddr,
+    },
     /// It came to nothing; a data connection, if there is one, is to be closed.
-    ConnectionFailed { key: Key, peer: SocketAddr, error: TurnError },
+    ConnectionFailed {
+        key: Key,
+        peer: SocketAddr,
+        error: TurnError,
+    },
     /// Other credentials are wanted: the server refuses `rejected`.
-    WantCredentials { rejected: String, realm: Option<String> },
+    WantCredentials {
+        rejected: String,
+        realm: Option<String>,
+    },
     /// The last output.
-    Ended { error: TurnError },
+    Ended {
+        error: TurnError,
+    },
 }
 
 /// Where the allocation stands.
@@ -134,6 +175,8 @@ pub(crate) struct Allocation {
     /// When the server was last heard, and when anything was last sent to it.
     pub(super) heard: Instant,
     sent: Instant,
+    /// When the server last showed that it knows the allocation.
+    pub(super) known: Instant,
     data_sent: Option<Instant>,
     check: Instant,
     unreachable: (u32, Option<Instant>),
@@ -162,6 +205,7 @@ impl Allocation {
             confirmed: None,
             heard: now,
             sent: now,
+            known: now,
             data_sent: None,
             check: now + CHECK_INTERVAL,
             unreachable: (0, None),
@@ -170,7 +214,7 @@ impl Allocation {
         for peer in setup.permissions {
             allocation.permissions.want(now, peer);
         }
-        for peer in setup.channels {
+        for peer in setup.channels.into_iter().filter(|_| setup.relayed == Relayed::Udp) {
             allocation.channels.want(now, peer);
         }
         let Self { relayed, family, lifetime, .. } = allocation;
@@ -253,6 +297,7 @@ impl Allocation {
             for peer in self.channels.forbid(now, *peer) {
                 self.output(Output::ChannelClosed { peer });
             }
+            self.transactions.withdraw(*peer);
         }
     }
 
@@ -275,16 +320,14 @@ impl Allocation {
 
     /// Deletes the allocation on the server; ended within [`DEALLOCATE_TIMEOUT`].
     pub(crate) fn deallocate(&mut self, now: Instant) {
-        let begun = |request: &Request| matches!(request, Request::Allocate { .. });
         match self.state {
             State::Allocated(_) => {
                 self.transactions.forget(|_| true);
                 self.transactions.ask(now, Request::Refresh { lifetime: 0 });
             }
             // An Allocate that the server may grant is waited for, and then undone.
-            State::Allocating if self.login.seal().is_some() || !self.login.has_account() => {
-                self.transactions.forget(|request| !begun(request));
-            }
+            State::Allocating
+                if self.parked.is_empty() && (self.login.seal().is_some() || !self.login.has_account()) => {}
             State::Allocating => return self.end(TurnError::Told),
             State::Deallocating { .. } | State::Ended => return,
         }
@@ -348,7 +391,9 @@ impl Allocation {
     /// Asks the server whether it still knows the allocation.
     pub(super) fn probe(&mut self, now: Instant) {
         let is_refresh = |request: &Request| matches!(request, Request::Refresh { .. });
+        let is_parked = self.parked.iter().any(|pending| is_refresh(&pending.request));
         if let State::Allocated(granted) = &mut self.state
+            && !is_parked
             && !self.transactions.has(is_refresh)
         {
             granted.refresh = None;
@@ -381,7 +426,8 @@ impl Allocation {
             self.fail(now, &pending, error);
         }
         for (key, connection, error) in self.connections.take_late(now) {
-            self.transactions.forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
+            self.transactions
+                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
             self.output(Output::ConnectionFailed { key, peer: connection.peer, error });
         }
         if self.parked_until.is_some_and(|until| until <= now) {
@@ -461,6 +507,8 @@ impl Allocation {
         self.transactions.forget(|_| true);
         self.parked.clear();
         self.parked_until = None;
+        self.permissions = Permissions::default();
+        self.channels = Channels::default();
         for (key, connection) in self.connections.clear() {
             if !matches!(connection.phase, super::connections::Phase::Bound) {
                 let (peer, error) = (connection.peer, error.clone());
@@ -470,3 +518,7 @@ impl Allocation {
         self.output(Output::Ended { error });
     }
 }
+
+#[cfg(test)]
+#[path = "allocation_tests.rs"]
+mod tests;

@@ -120,7 +120,8 @@ impl Allocation {
     pub(crate) fn handle_data(&mut self, now: Instant, key: Key, bytes: &[u8]) -> usize {
         let Some(connection) = self.connections.get(key) else { return bytes.len() };
         let Phase::Binding { id, seal } = connection.phase.clone() else { return 0 };
-        let Some(len) = bytes.get(2..4).map(|len| HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]])))
+        let Some(len) =
+            bytes.get(2..4).map(|len| HEADER_LEN + usize::from(u16::from_be_bytes([len[0], len[1]])))
         else {
             return 0;
         };
@@ -145,9 +146,14 @@ impl Allocation {
                 let reason = message.error.map(|(_, reason)| reason).unwrap_or_default();
                 let error = TurnError::Refused { request: "ConnectionBind", code, reason };
                 self.connection_failed(key, error);
+                if code == 437 {
+                    self.probe(now);
+                    self.pump(now);
+                }
             }
             (Class::Success, None) => {
-                let why = "success without a valid MESSAGE-INTEGRITY (the option trust_unsealed_bind accepts it)";
+                let why =
+                    "success without a valid MESSAGE-INTEGRITY (the option trust_unsealed_bind accepts it)";
                 self.connection_failed(key, bad(&request, why));
             }
             _ => self.connection_failed(key, bad(&request, "neither success nor an error")),
@@ -179,6 +185,8 @@ impl Allocation {
     pub(crate) fn data_failed(&mut self, key: Key, why: String) {
         let is_bound = |phase: &Phase| matches!(phase, Phase::Bound);
         if self.connections.get(key).is_some_and(|connection| !is_bound(&connection.phase)) {
+            self.transactions
+                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
             self.connection_failed(key, TurnError::DataConnection { why });
         }
     }
