@@ -12,21 +12,23 @@ use serde::Serialize;
 #[non_exhaustive]
 #[repr(usize)]
 pub enum DropReason {
-    /// It waited longer than `max_queue_delay` (or `connect_hold`) for the TCP connection to take it.
+    /// It waited longer than `max_queue_delay` (or `connect_hold`) for the TCP connection to take it, or for a TURN
+    /// channel.
     Expired,
-    /// The queue in front of the TCP connection held `queue_bytes` already.
+    /// The queue in front of the TCP connection held `queue_bytes` already; or the socket to a TURN server takes
+    /// nothing.
     QueueFull,
-    /// It was queued, or cut in the middle, when its TCP connection went away for good.
+    /// It was queued, or cut in the middle, when its TCP connection or TURN channel went away for good.
     ConnectionLost,
-    /// It came over TCP before a local application had made itself known (see `app`).
+    /// It came over TCP, or from a TURN peer, before a local application had made itself known (see `app`).
     NoApplication,
     /// `max_sources` applications are being served already.
     TooManySources,
-    /// It was sent (and counted so), but the UDP service answered "port unreachable" (ICMP).
+    /// It was sent (and counted so), but the UDP service or the TURN server answered "port unreachable" (ICMP).
     ServiceUnreachable,
     /// UDP would not take it for its length (EMSGSIZE).
     TooLong,
-    /// UDP would not take it for another reason, such as no route.
+    /// UDP would not take it for another reason, such as no route; or, if it came from a TURN peer, not at once.
     SendFailed,
 }
 
@@ -146,6 +148,26 @@ impl AddAssign for Counters {
         self.to_tcp += other.to_tcp;
         self.to_udp += other.to_udp;
         self.drops += other.drops;
+    }
+}
+
+/// What a TURN client has carried and dropped since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TurnCounters {
+    /// Sent to the server, for peers.
+    pub to_peers: Traffic,
+    /// From peers, handed to local applications.
+    pub from_peers: Traffic,
+    /// Either way.
+    pub drops: Drops,
+}
+
+/// A TURN client counts where a session does: its server stands in the place of the TCP connection.
+impl From<Counters> for TurnCounters {
+    fn from(counters: Counters) -> Self {
+        let Counters { to_tcp, to_udp, drops } = counters;
+        Self { to_peers: to_tcp, from_peers: to_udp, drops }
     }
 }
 
@@ -270,5 +292,7 @@ mod tests {
         assert_eq!(sum.drops.total(), 2 * 255);
         assert_eq!(sum.to_tcp, Traffic { datagrams: 4, bytes: 60 });
         assert_eq!(sum.to_udp, Traffic { datagrams: 6, bytes: 80 });
+        let turn = TurnCounters::from(sum);
+        assert_eq!((turn.to_peers, turn.from_peers, turn.drops), (sum.to_tcp, sum.to_udp, sum.drops));
     }
 }

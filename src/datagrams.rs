@@ -74,10 +74,19 @@ impl<'r> Received<'r> {
 
     /// Copies the datagrams out, framed: the one copy on their way.
     pub(crate) fn batch(self, framing: Framing) -> Batch {
-        let len = self.trains().map(|(train, stride)| framed_len(framing, train.len(), stride)).sum();
-        let mut builder = BatchBuilder::with_capacity(framing, len);
+        let mut builder = BatchBuilder::with_capacity(framing, self.framed_len(framing));
         self.trains().for_each(|(train, stride)| builder.push(train, stride));
         builder.finish()
+    }
+
+    /// Appends the datagrams, framed, to `to`.
+    pub(crate) fn put(self, framing: Framing, to: &mut Vec<u8>) {
+        to.reserve(self.framed_len(framing));
+        self.datagrams().for_each(|datagram| framing.put(to, datagram));
+    }
+
+    fn framed_len(self, framing: Framing) -> usize {
+        self.trains().map(|(train, stride)| framed_len(framing, train.len(), stride)).sum()
     }
 }
 

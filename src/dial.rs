@@ -93,8 +93,7 @@ pub(crate) async fn dial(
     timeout: Duration,
 ) -> Result<(TcpStream, SocketAddr), DialError> {
     within(remote, timeout, async {
-        let addresses = resolve(remote, timeout / 4 * 3).await?;
-        let addresses = of_family(&remote.host, addresses, options.bind)?;
+        let addresses = resolve(remote, options, timeout / 4 * 3).await?;
         connect_any(remote, addresses, |to| connect(options, to)).await
     })
     .await
@@ -111,9 +110,17 @@ async fn within<T>(
     }
 }
 
-async fn resolve(remote: &HostPort, timeout: Duration) -> Result<Vec<SocketAddr>, DialError> {
+/// The addresses of a name, in the resolver's order, those that can be reached from [`TcpOptions::bind`]; never none.
+///
+/// # Errors
+/// [`DialError::Resolve`] or `NoAddress`.
+pub(crate) async fn resolve(
+    remote: &HostPort,
+    options: &TcpOptions,
+    timeout: Duration,
+) -> Result<Vec<SocketAddr>, DialError> {
     if let Ok(ip) = remote.host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, remote.port)]);
+        return of_family(&remote.host, vec![SocketAddr::new(ip, remote.port)], options.bind);
     }
     // An address with a zone (fe80::1%eth0) goes this way too: only getaddrinfo knows the interfaces.
     let answer = match tokio::time::timeout(timeout, lookup_host((remote.host.as_str(), remote.port))).await {
@@ -121,7 +128,7 @@ async fn resolve(remote: &HostPort, timeout: Duration) -> Result<Vec<SocketAddr>
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}"))),
     };
     match answer {
-        Ok(addresses) => Ok(addresses.collect()),
+        Ok(addresses) => of_family(&remote.host, addresses.collect(), options.bind),
         Err(source) => Err(DialError::Resolve { host: remote.host.clone(), source }),
     }
 }

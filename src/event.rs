@@ -8,8 +8,12 @@ use actix::prelude::*;
 use serde::Serialize;
 
 use crate::config::{ChildId, Remote};
-use crate::counters::Counters;
+use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
+
+pub use turn::{TurnEvent, TurnState};
+
+mod turn;
 
 /// Something that happened to a supervised session or TURN client. Subscribers receive it as a message; its `Display` is
 /// one line for a person, its `Serialize` one flat object for a program.
@@ -210,6 +214,9 @@ pub enum EventKind {
         /// How many.
         count: u64,
     },
+    /// Something that happened to a TURN client: see [`TurnEvent`].
+    #[serde(untagged)]
+    Turn(TurnEvent),
 }
 
 impl Event {
@@ -267,6 +274,7 @@ impl fmt::Display for EventKind {
             Self::GaveUp { reason } => write!(f, "given up: {reason}"),
             Self::SessionStopped => write!(f, "stopped"),
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
+            Self::Turn(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
     }
@@ -275,7 +283,12 @@ impl fmt::Display for EventKind {
 fn write_stats(f: &mut fmt::Formatter<'_>, connected: usize, counters: &Counters) -> fmt::Result {
     let Counters { to_tcp, to_udp, drops } = counters;
     write!(f, "{connected} connected, to TCP {} datagrams {} bytes, ", to_tcp.datagrams, to_tcp.bytes)?;
-    write!(f, "to UDP {} datagrams {} bytes, dropped {}", to_udp.datagrams, to_udp.bytes, drops.total())?;
+    write!(f, "to UDP {} datagrams {} bytes, ", to_udp.datagrams, to_udp.bytes)?;
+    write_drops(f, drops)
+}
+
+fn write_drops(f: &mut fmt::Formatter<'_>, drops: &Drops) -> fmt::Result {
+    write!(f, "dropped {}", drops.total())?;
     let mut before = " (";
     for reason in crate::counters::DropReason::ALL {
         let count = drops.of(reason);

@@ -2,6 +2,7 @@
 //!
 //! The UDP side pushes batches and never waits; the stream's writer takes bytes when its socket takes them.
 //! No mailbox lies between: a mailbox blocked by a full TCP socket would no longer hear `Disconnect`.
+#![allow(dead_code, reason = "wired by the founder")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -75,8 +76,8 @@ impl Flow {
         result
     }
 
-    /// The next control message or whole frames, at most `max` bytes of them unless one alone is longer. Waits while there are
-    /// none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
+    /// The next control message or whole frames, at most `max` bytes of them unless one alone is longer. Waits
+    /// while there are none. To be followed by [`advance`](Self::advance), with 0 if the stream took nothing.
     pub(crate) fn poll_front(&self, cx: &mut Context<'_>, now: Instant, max: usize) -> Poll<Bytes> {
         let mut inner = self.lock();
         let front = inner.queue.front(now, max);

@@ -11,11 +11,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
-use tokio::net::TcpStream;
 
 use crate::clock::now;
 use crate::config::Remote;
-use crate::dial::{DialError, dial};
+use crate::dial::dial;
 use crate::event::{Cause, EventKind, Refusal};
 use crate::lane::{Lane, LinkId, UdpParty};
 use crate::link::{Ending, Part};
@@ -155,33 +154,44 @@ impl RelaySessionActor {
     }
 
     fn dial(&mut self, id: LinkId, ctx: &mut Context<Self>) {
-        let Some(Remote::Direct(remote)) = self.sockets.remote() else { return };
+        let Some(remote) = self.sockets.remote() else { return };
         let Some(link) = self.links.get_mut(&id) else { return };
         if !matches!(link.phase, Phase::Idle | Phase::Backoff { .. }) || self.stopping {
             return;
         }
         link.round += 1;
         link.lane.flow.set_max_age(self.config.connect_hold);
-        let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
-        let attempt = async move { dial(&remote, &options, timeout).await };
-        let attempt = attempt.into_actor(self).map(move |result, act, _| act.dialed(id, result));
-        let attempt = ctx.spawn(attempt);
+        let attempt = match remote {
+            Remote::Direct(remote) => {
+                let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
+                let attempt = async move { dial(&remote, &options, timeout).await };
+                let attempt = attempt.into_actor(self).map(move |result, act, _| {
+                    let result = result.map(|(tcp, peer)| (tcp.into(), peer));
+                    act.dialed(id, result.map_err(|error| Ending::new(Cause::Broken, error.to_string())));
+                });
+                ctx.spawn(attempt)
+            }
+            Remote::Turn(remote) => {
+                let attempt = self.dial_turn(&remote, ctx).into_actor(self);
+                ctx.spawn(attempt.map(move |result, act, _| act.dialed(id, result)))
+            }
+        };
         if let Some(link) = self.links.get_mut(&id) {
             link.phase = Phase::Dialing(attempt);
         }
         self.state_may_have_changed();
     }
 
-    fn dialed(&mut self, id: LinkId, result: Result<(TcpStream, SocketAddr), DialError>) {
+    fn dialed(&mut self, id: LinkId, result: Result<(Stream, SocketAddr), Ending>) {
         let failed = match result {
-            Ok((stream, peer)) => match self.attach(id, stream.into(), peer, now(), true) {
+            Ok((stream, peer)) => match self.attach(id, stream, peer, now(), true) {
                 Ok(()) => return,
-                Err(error) => error.to_string(),
+                Err(error) => Ending::new(Cause::Broken, error.to_string()),
             },
-            Err(error) => error.to_string(),
+            Err(failed) => failed,
         };
         // The supervisor hears of it as of a connection that ended: it says when to try again.
-        self.obituary(Part::Link(id), true).end(Ending::new(Cause::Broken, failed));
+        self.obituary(Part::Link(id), true).end(failed);
     }
 
     /// A connection for a link, made or accepted at `since`: from here on they are on their own.
@@ -295,6 +305,7 @@ impl RelaySessionActor {
     /// Closes the TCP side, whatever it is doing.
     pub(crate) fn disconnect(&mut self, ctx: &mut Context<Self>) {
         self.sockets.set_remote(None);
+        self.sockets.set_turn_listen(None);
         self.stop_accepting();
         let hold = self.idle_hold();
         for link in self.links.values_mut() {
@@ -420,7 +431,8 @@ impl Handler<PartEnded> for RelaySessionActor {
                 self.stop_if_done(ctx);
             }
             // The supervisor will say when it is to be started again.
-            Part::Endpoint(_) | Part::Session | Part::Turn | Part::Allocation => {}
+            Part::Endpoint(_) | Part::Session => {}
+            Part::Turn | Part::Allocation => self.turn_part_ended(message, ctx),
         }
     }
 }
@@ -430,7 +442,8 @@ impl Handler<RestartPart> for RelaySessionActor {
 
     fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
         match message.part {
-            Part::Session | Part::Turn | Part::Allocation => {}
+            Part::Session => {}
+            Part::Turn | Part::Allocation => self.restart_turn_part(message, ctx),
             Part::Link(id) => self.restart_link(id, ctx),
             Part::Endpoint(None) => {
                 if let Some(local) = self.local.take() {

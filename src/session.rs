@@ -23,6 +23,7 @@ use crate::link::{Ending, Mortal, Obituary, Part};
 use crate::link_stream::Stream;
 use crate::links::{Link, Phase};
 use crate::listen::{Listener, Lobby};
+use crate::session_turn::SessionTurn;
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
 use crate::supervisor::{Reporter, SupervisorActor};
@@ -170,6 +171,8 @@ pub struct RelaySessionActor {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) refusals: OncePerSecond,
     pub(crate) stopping: bool,
+    pub(crate) turn: Option<SessionTurn>,
+    pub(crate) turn_rounds: u64,
     /// Cancelled when the supervisor is gone, however it went.
     supervised: CancellationToken,
     supervisor: Addr<SupervisorActor>,
@@ -211,6 +214,8 @@ impl RelaySessionActor {
             refusals: OncePerSecond::default(),
             supervised: token,
             stopping: false,
+            turn: None,
+            turn_rounds: 0,
             supervisor,
             life,
             stats_interval,
@@ -248,6 +253,7 @@ impl RelaySessionActor {
             udp_forward: self.config.udp_forward,
         });
         self.start_accepting().map_err(|error| failed("listening", &error))?;
+        self.start_turn_listen(ctx);
         if self.sockets.remote().is_some() {
             self.ensure_primary();
             self.dial_all(ctx);
@@ -286,7 +292,8 @@ impl RelaySessionActor {
     }
 
     pub(crate) fn state(&self) -> SessionState {
-        let waiting = if self.listeners.is_empty() { SessionState::Idle } else { SessionState::Listening };
+        let is_listening = !self.listeners.is_empty() || self.is_turn_listening();
+        let waiting = if is_listening { SessionState::Listening } else { SessionState::Idle };
         self.links.values().map(|link| link.phase.state()).fold(waiting, SessionState::best)
     }
 
@@ -336,10 +343,25 @@ impl RelaySessionActor {
     /// hears of it the ports are free.
     pub(crate) fn stop_if_done(&mut self, ctx: &mut Context<Self>) {
         let is_up = |link: &Link| matches!(link.phase, Phase::Up { .. });
-        if self.stopping && self.local.is_none() && !self.links.values().any(is_up) {
+        self.stop_turn_if_unused();
+        let is_done = self.local.is_none() && !self.links.values().any(is_up) && self.is_turn_gone();
+        if self.stopping && is_done {
             self.obituary.end(Ending::new(Cause::Told, "stopped"));
             ctx.stop();
         }
+    }
+
+    pub(crate) fn life(&self) -> u64 {
+        self.life
+    }
+
+    pub(crate) fn supervisor(&self) -> Addr<SupervisorActor> {
+        self.supervisor.clone()
+    }
+
+    /// Cancelled when the supervisor is gone.
+    pub(crate) fn supervised(&self) -> CancellationToken {
+        self.supervised.clone()
     }
 
     /// Whether a peer at this address is let in.
@@ -373,6 +395,7 @@ impl Actor for RelaySessionActor {
 impl Drop for RelaySessionActor {
     fn drop(&mut self) {
         self.links.values().for_each(Link::abandon);
+        self.abandon_turn();
         if let Some(local) = &self.local {
             local.endpoint.do_send(StopEndpoint);
         }
@@ -444,6 +467,7 @@ impl Handler<Disconnect> for RelaySessionActor {
 
     fn handle(&mut self, _: Disconnect, ctx: &mut Self::Context) {
         self.disconnect(ctx);
+        self.stop_turn_if_unused();
         self.state_may_have_changed();
     }
 }

@@ -7,14 +7,16 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{Remote, SessionConfig};
+use crate::config::{Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
+use crate::turn::Wishes;
 
 /// See the file's head. Shared by the supervisor and the child's actor.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     inner: Mutex<Inner>,
+    wishes: Mutex<Wishes>,
     pub(crate) totals: Arc<Totals>,
 }
 
@@ -28,6 +30,8 @@ struct Inner {
     service: Option<UdpSocket>,
     /// Whom the session was last told to call.
     remote: Option<Remote>,
+    /// Where peers reach it through a TURN server, unless it was told to disconnect.
+    turn_listen: Option<TurnListen>,
 }
 
 impl Sockets {
@@ -35,6 +39,7 @@ impl Sockets {
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
         let sockets = Self::default();
         sockets.set_remote(config.remote.clone());
+        sockets.set_turn_listen(config.turn_listen.clone());
         if config.remote.is_some() || config.turn_listen.is_some() {
             TcpOptions::from(config).check()?;
         }
@@ -83,7 +88,6 @@ impl Sockets {
     }
 
     /// The listener of this number, counted from 0.
-    #[allow(dead_code, reason = "wired by the founder")]
     pub(crate) fn listener(&self, index: usize) -> io::Result<Option<TcpListener>> {
         self.lock().listeners.get(index).map(TcpListener::try_clone).transpose()
     }
@@ -95,6 +99,24 @@ impl Sockets {
 
     pub(crate) fn remote(&self) -> Option<Remote> {
         self.lock().remote.clone()
+    }
+
+    pub(crate) fn turn_listen(&self) -> Option<TurnListen> {
+        self.lock().turn_listen.clone()
+    }
+
+    pub(crate) fn set_turn_listen(&self, turn_listen: Option<TurnListen>) {
+        self.lock().turn_listen = turn_listen;
+    }
+
+    /// Whether the session calls its peer through a TURN server.
+    pub(crate) fn calls_through_turn(&self) -> bool {
+        matches!(self.lock().remote, Some(Remote::Turn(_)))
+    }
+
+    /// What a TURN client is to have on its server.
+    pub(crate) fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_remote(&self, remote: Option<Remote>) {

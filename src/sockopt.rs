@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::config::SessionConfig;
+use crate::config::{SessionConfig, TurnConfig};
 
 /// What the kernel may hold unsent per connection, bytes: `wire.md` "Queues".
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -48,6 +48,12 @@ pub(crate) struct TcpOptions {
 
 impl From<&SessionConfig> for TcpOptions {
     fn from(config: &SessionConfig) -> Self {
+        Self { bind: config.bind, fwmark: config.fwmark, congestion: config.congestion.clone() }
+    }
+}
+
+impl From<&TurnConfig> for TcpOptions {
+    fn from(config: &TurnConfig) -> Self {
         Self { bind: config.bind, fwmark: config.fwmark, congestion: config.congestion.clone() }
     }
 }
@@ -233,13 +239,36 @@ pub(crate) fn bind_udp(addr: SocketAddr) -> Result<UdpSocket, SocketError> {
 /// # Errors
 /// [`SocketError::Create`], `Bind` or `ConnectUdp`.
 pub(crate) fn connect_udp(to: SocketAddr) -> Result<UdpSocket, SocketError> {
-    let local: IpAddr = match to.ip() {
+    connect_udp_with(to, &UdpOptions { buffer: PEER_UDP_BUFFER, bind: None, fwmark: None })
+}
+
+/// The same towards a TURN server, through which everything goes: with mark and local address as for TCP, and
+/// with a receive buffer of 4 MiB.
+///
+/// # Errors
+/// [`SocketError::Create`], `Option`, `Bind` or `ConnectUdp`.
+pub(crate) fn connect_udp_server(to: SocketAddr, options: &TcpOptions) -> Result<UdpSocket, SocketError> {
+    let TcpOptions { bind, fwmark, .. } = *options;
+    connect_udp_with(to, &UdpOptions { buffer: SHARED_UDP_BUFFER, bind, fwmark })
+}
+
+struct UdpOptions {
+    buffer: usize,
+    bind: Option<IpAddr>,
+    fwmark: Option<u32>,
+}
+
+fn connect_udp_with(to: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, SocketError> {
+    let any: IpAddr = match to.ip() {
         IpAddr::V4(ip) if ip.is_loopback() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(ip) if ip.is_loopback() => Ipv6Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = udp_socket(SocketAddr::new(local, 0), PEER_UDP_BUFFER)?;
+    let socket = udp_socket(SocketAddr::new(options.bind.unwrap_or(any), 0), options.buffer)?;
+    if let Some(mark) = options.fwmark {
+        set_mark(&socket, mark).map_err(refused("SO_MARK", mark))?;
+    }
     socket.connect(&to.into()).map_err(|source| SocketError::ConnectUdp { to, source })?;
     Ok(socket.into())
 }

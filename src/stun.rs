@@ -93,6 +93,11 @@ pub(crate) enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TransactionId(pub(crate) [u8; 12]);
 
+/// A new one, from the system's randomness: whoever cannot read our requests cannot answer them.
+pub(crate) fn random_id() -> TransactionId {
+    TransactionId(*stun_rs::TransactionId::default().as_bytes())
+}
+
 /// REQUESTED-TRANSPORT: what the relayed address speaks towards peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Relayed {

@@ -1,7 +1,8 @@
 //! `UdpEndpointActor`: the local UDP socket.
 //!
-//! It reads batches, finds out whose they are and pushes them into that lane's flow. The way back does not
-//! pass here: each TCP connection sends its datagrams itself.
+//! It reads batches, finds out whose they are and pushes them into that lane's flow, or sends them to a TURN peer.
+//! The way back does not pass here: each TCP connection, and each TURN client, sends its datagrams itself.
+#![allow(dead_code, reason = "wired by the founder")]
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -24,6 +25,7 @@ use crate::lane::{Lane, LaneMaker, LinkId, UdpParty};
 use crate::link::{Ending, Obituary};
 use crate::supervisor::Reporter;
 use crate::tcp::report_unreachable;
+use crate::turn_path::PeerPath;
 use crate::udp_io::UdpIo;
 use sources::Sources;
 
@@ -63,8 +65,8 @@ pub(crate) struct LinkWanted(pub(crate) LinkId);
 pub(crate) struct OfferLane(pub(crate) Arc<Lane>);
 
 /// A UDP socket: either the one that local applications send to, each application with a lane of its own, or
-/// one that is connected to a service and belongs to one lane. Started by a
-/// [`RelaySessionActor`](crate::session::RelaySessionActor); lives until that stops.
+/// one that is connected to a service and belongs to one lane, or one whose applications send to one TURN peer.
+/// Started by a [`RelaySessionActor`](crate::session::RelaySessionActor) or a TURN client; lives until that stops.
 #[derive(Debug)]
 pub struct UdpEndpointActor {
     io: Arc<UdpIo>,
@@ -78,6 +80,41 @@ pub struct UdpEndpointActor {
 pub(crate) enum Intake {
     Applications(Box<Applications>),
     Service(Arc<Lane>),
+    Forward(Forward),
+}
+
+/// A local socket whose applications all send to one TURN peer. The newest of them gets what the peer sends.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    path: Arc<PeerPath>,
+    /// What events call it.
+    link: LinkId,
+    taken_over: OncePerSecond,
+}
+
+impl Forward {
+    pub(crate) fn new(path: Arc<PeerPath>, link: LinkId) -> Self {
+        Self { path, link, taken_over: OncePerSecond::default() }
+    }
+
+    /// An application has sent; says what is new about that. One that takes the place of another does so at most
+    /// once a second: two that both send must not flood everybody with news.
+    fn hear(&mut self, now: Instant, party: UdpParty) -> Vec<EventKind> {
+        let (link, source) = (self.link, party.to);
+        let appeared = EventKind::SourceAppeared { link, source };
+        let news = match self.path.application() {
+            Some(known) if known == party => return Vec::new(),
+            // The same, which writes to another of our addresses.
+            Some(known) if known.to == source => Vec::new(),
+            None => vec![appeared],
+            Some(known) if self.taken_over.pass(now).is_some() => {
+                vec![EventKind::SourceForgotten { link, source: known.to }, appeared]
+            }
+            Some(_) => return Vec::new(),
+        };
+        self.path.set_application(Some(party));
+        news
+    }
 }
 
 /// The applications that send to the local socket.
@@ -224,6 +261,9 @@ impl UdpEndpointActor {
         for _ in 0..MAX_TURNS {
             let now = now();
             let Self { io, intake, reporter, .. } = self;
+            if let Intake::Forward(forward) = intake {
+                ready!(forward.path.poll_ready(cx));
+            }
             let done = io.poll_recv(cx, |source, received| match intake {
                 Intake::Applications(applications) => applications.take(now, source, received),
                 Intake::Service(lane) => {
@@ -232,6 +272,10 @@ impl UdpEndpointActor {
                     if lane.unreachable.swap(false, Relaxed) {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
+                }
+                Intake::Forward(forward) => {
+                    forward.hear(now, source).into_iter().for_each(|event| reporter.report(event));
+                    forward.path.send(now, received);
                 }
             });
             match done {
@@ -320,5 +364,30 @@ impl Handler<StopEndpoint> for UdpEndpointActor {
     fn handle(&mut self, _: StopEndpoint, ctx: &mut Self::Context) {
         self.obituary.end(Ending::new(Cause::Told, "told to stop"));
         ctx.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_application_gets_the_answers_but_not_more_than_one_a_second() {
+        let counters = Arc::new(LiveCounters::default());
+        let path = Arc::new(PeerPath::new(1 << 16, Duration::from_secs(1), counters));
+        let (link, start) = (LinkId(3), now());
+        let mut forward = Forward::new(path.clone(), link);
+        let party = |port: u16| UdpParty { to: SocketAddr::from(([127, 0, 0, 1], port)), from: None };
+        let appeared = |port| EventKind::SourceAppeared { link, source: party(port).to };
+        let forgotten = |port| EventKind::SourceForgotten { link, source: party(port).to };
+        assert_eq!(forward.hear(start, party(1)), [appeared(1)]);
+        assert_eq!(forward.hear(start, party(1)), []);
+        assert_eq!(forward.hear(start, party(2)), [forgotten(1), appeared(2)]);
+        assert_eq!(forward.hear(start + Duration::from_millis(999), party(1)), []);
+        assert_eq!(path.application(), Some(party(2)));
+        assert_eq!(forward.hear(start + Duration::from_secs(1), party(1)), [forgotten(2), appeared(1)]);
+        let to_another_address = UdpParty { from: Some([127, 0, 0, 2].into()), ..party(1) };
+        assert_eq!(forward.hear(start + Duration::from_secs(1), to_another_address), []);
+        assert_eq!(path.application(), Some(to_another_address));
     }
 }

@@ -265,6 +265,15 @@ impl UdpIo {
         sent
     }
 
+    /// Sends one message to whom the socket is connected to.
+    ///
+    /// # Errors
+    /// What the system says: `WouldBlock` where the socket is full, `ConnectionRefused` for the ICMP error of an
+    /// earlier datagram; this one was not sent.
+    pub(crate) fn send_message(&self, message: &[u8]) -> io::Result<()> {
+        self.socket.get_ref().send(message).map(|_| ())
+    }
+
     /// When a datagram last left the socket, whoever sent it.
     pub(crate) fn last_sent(&self) -> Option<Instant> {
         self.last_sent.get()

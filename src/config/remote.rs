@@ -206,3 +206,117 @@ impl TurnListen {
         Self { server, permit }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SessionConfig;
+    use crate::credentials::UserPassword;
+
+    const TURN: &str = r#"{"turn": "turn:h", "user": "alice", "password": "hunter2", "peer": "192.0.2.1:5"}"#;
+
+    fn remote() -> TurnRemote {
+        let server = TurnServer::new("turn:h".parse().unwrap());
+        TurnRemote::new(server.credentials(UserPassword::new("alice", "hunter2")), ([192, 0, 2, 1], 5).into())
+    }
+
+    fn session(remote: impl Into<Remote>) -> SessionConfig {
+        SessionConfig::connect("a", remote).local_udp(([127, 0, 0, 1], 0).into())
+    }
+
+    fn complaint(config: &SessionConfig) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_remote_is_a_text_or_a_table_and_written_as_a_line() {
+        for (text, expected, line) in [
+            (r#""example.org:1""#, "example.org:1".parse().unwrap(), "example.org:1"),
+            (TURN, remote().into(), "192.0.2.1:5 through turn:h:3478"),
+        ] {
+            let read: Remote = serde_json::from_str(text).unwrap();
+            assert_eq!(read, expected);
+            assert_eq!(read.to_string(), line);
+            assert_eq!(serde_json::to_string(&read).unwrap(), format!("\"{line}\""));
+            assert!(!format!("{read:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_remote_with_a_mistake_is_refused_without_repeating_a_password() {
+        for (good, bad, expected) in [
+            (r#""peer""#, r#""per""#, "unknown field `per`"),
+            (r#", "peer": "192.0.2.1:5""#, "", "missing field `peer`"),
+            (r#""user": "alice", "#, "", "user is missing"),
+            (r#", "password": "hunter2""#, "", "password is missing"),
+            (r#""turn:h""#, r#""turn:alice:hunter2@h""#, "user and password are given apart"),
+            (TURN, r#""turn:alice:hunter2@h:1""#, "a TURN server is named apart"),
+            (TURN, r#""alice:hunter2@h""#, "not a host and port"),
+            (TURN, "1", "expected \"HOST:PORT\" or { turn"),
+        ] {
+            let error = serde_json::from_str::<Remote>(&TURN.replace(good, bad)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{bad}: {error}");
+            assert!(!error.contains("hunter2"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_peer_behind_a_turn_server_is_called_over_one_connection() {
+        let mut config = session(remote());
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!((config.max_sources, config.source_limit()), (64, 1));
+        config.bind = Some("::1".parse().unwrap());
+        assert_eq!(config.validate(), Ok(()));
+        let mut here = remote();
+        here.server.uri.host = "127.0.0.1".into();
+        config.remote = Some(here.into());
+        assert!(complaint(&config).contains("bind and remote are of different families"));
+        assert_eq!(session(SocketAddr::from(([127, 0, 0, 1], 9))).source_limit(), 64);
+    }
+
+    #[test]
+    fn a_peer_that_no_turn_server_can_reach_is_refused() {
+        for (peer, expected) in [
+            ("192.0.2.1:0", "remote must name an address and a port"),
+            ("0.0.0.0:1", "remote must name an address and a port"),
+            ("[::ffff:192.0.2.1]:1", "remote must not have an IPv4 address written as IPv6"),
+            ("[fe80::1%1]:1", "remote must not have a zone"),
+        ] {
+            let remote = TurnRemote::new(remote().server, peer.parse().unwrap());
+            let error = complaint(&session(remote));
+            assert!(error.contains(expected), "{peer}: {error}");
+        }
+        let mut over_udp = remote();
+        over_udp.server.uri = "turn:h?transport=udp".parse().unwrap();
+        assert!(complaint(&session(over_udp)).contains("remote must be spoken to over TCP"));
+        let nameless = remote().server.credentials(UserPassword::new("", "hunter2"));
+        assert!(complaint(&session(TurnRemote::new(nameless, remote().peer))).contains("user name"));
+    }
+
+    #[test]
+    fn a_session_behind_a_turn_server_says_who_may_come() {
+        let text = r#"{"server": "turn:h", "user": "alice", "password": "hunter2", "permit": ["192.0.2.7"]}"#;
+        let listen: TurnListen = serde_json::from_str(text).unwrap();
+        assert_eq!(listen, TurnListen::new(remote().server, vec!["192.0.2.7".parse().unwrap()]));
+        let mut config = SessionConfig::new("a").udp_forward(([127, 0, 0, 1], 9).into());
+        config.turn_listen = Some(listen.clone());
+        assert_eq!(config.validate(), Ok(()));
+        let written = serde_json::to_string(&config).unwrap();
+        assert!(written.contains("alice") && !written.contains("hunter2"), "{written}");
+        for (permit, expected) in [
+            (vec![], "turn_listen must permit 1 to 256 peers"),
+            (vec!["192.0.2.7"; 257], "turn_listen must permit 1 to 256 peers"),
+            (vec!["::"], "turn_listen must name an address"),
+            (vec!["192.0.2.7", "2001:db8::1"], "turn_listen must permit peers of one family"),
+        ] {
+            let permit = permit.into_iter().map(|peer| peer.parse().unwrap()).collect();
+            config.turn_listen = Some(TurnListen::new(listen.server.clone(), permit));
+            assert!(complaint(&config).contains(expected), "{expected}: {}", complaint(&config));
+        }
+        config.turn_listen = Some(TurnListen::new(
+            TurnServer::new("turn:h?transport=udp".parse().unwrap()),
+            vec!["192.0.2.7".parse().unwrap()],
+        ));
+        assert!(complaint(&config).contains("turn_listen must be spoken to over TCP"));
+    }
+}

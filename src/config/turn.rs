@@ -174,6 +174,11 @@ impl TurnConfig {
         self.family.or_else(first).unwrap_or(AddressFamily::Ipv4)
     }
 
+    /// The family to name in Allocate: one that a server gives unasked needs no naming.
+    pub(crate) fn requested_family(&self) -> Option<AddressFamily> {
+        self.family.or(Some(self.address_family()).filter(|family| *family == AddressFamily::Ipv6))
+    }
+
     /// Every peer that is named, and the field that does.
     fn peers(&self) -> impl Iterator<Item = (&'static str, IpAddr)> + '_ {
         let forwarded = self.udp_forward.iter().map(|forward| ("udp_forward", forward.peer.ip()));

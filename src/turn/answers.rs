@@ -198,10 +198,16 @@ impl Allocation {
         let request = &pending.request;
         let is_allocate = matches!(request, Request::Allocate { .. });
         match &error {
+<<<<<<< HEAD
             // The answer to a first try may have been lost, and this be the answer to a second; or it is what an
             // earlier user of our port has left.
             TurnError::Refused { code: 437, .. } if is_allocate => self.leave(pending),
             TurnError::Refused { code: 437, .. } => return self.end(TurnError::AllocationLost),
+=======
+            TurnError::Refused { code: 437, .. } if !is_allocate => {
+                return self.end(TurnError::AllocationLost);
+            }
+>>>>>>> main
             TurnError::Refused { code: 441, .. }
             | TurnError::Unauthorized { .. }
             | TurnError::NoCredentials

@@ -98,6 +98,12 @@ pub enum TurnError {
         /// "a UDP" or "a TCP".
         needed: &'static str,
     },
+    /// The peer may not be sent to: [`Permit`](super::Permit) it, or bind a channel.
+    #[error("{peer} is not permitted")]
+    NotPermitted {
+        /// The peer.
+        peer: SocketAddr,
+    },
     /// The data connection (RFC 6062 §4.3) could not be made or was lost before it was bound.
     #[error("the data connection to the server: {why}")]
     DataConnection {

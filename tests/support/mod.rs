@@ -21,10 +21,13 @@ use actix_relay::supervisor::{InSession, Shutdown, StartSession, Subscribe, Supe
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
+pub mod coturn;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
 pub mod proxy;
+pub mod turn;
+pub mod turn_server;
 
 /// Nothing in a test takes this long; what does is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,338 @@
+//! The datagrams of a TURN client: where those that come from a peer go, and where a peer's come from.
+//!
+//! Each peer with a channel has a [`PeerPath`]. A forward's path has a local UDP socket with an endpoint of its own;
+//! what other peers send goes to the application's recipient, a batch a message.
+
+use std::collections::HashMap;
+use std::iter;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use actix::prelude::*;
+use bytes::Bytes;
+
+use crate::clock::now;
+use crate::config::TurnConfig;
+use crate::counters::{DropReason, LiveCounters, Totals};
+use crate::datagrams::{BatchBuilder, Framing, Received};
+use crate::event::{Cause, EventKind, TurnEvent};
+use crate::lane::LinkId;
+use crate::link::{Ending, Mortal, Obituary, Part};
+use crate::stream::{FrameSink, Taken};
+use crate::stun::data::{self, DataIndication};
+use crate::tcp::channel_data::{self, Payloads};
+use crate::turn::allocation::Allocation;
+use crate::turn::{DatagramsReceived, Phase, SendDatagrams, TurnClientActor, TurnError};
+use crate::turn_path::PeerPath;
+use crate::udp::{Forward, Intake as LocalIntake, StopEndpoint, UdpEndpointActor};
+use crate::udp_io::UdpIo;
+
+pub(crate) use crate::turn_path::Route;
+
+/// In back-off, and while there is no allocation, datagrams are held for this long at most.
+const IDLE_HOLD: Duration = Duration::from_secs(1);
+/// Whole messages of a stream that are looked at in one turn of the task.
+const MAX_BYTES: usize = 256 << 10;
+
+/// Of one TURN client.
+#[derive(Debug)]
+pub(crate) struct Forwards {
+    /// One for each `udp_forward`, in its order.
+    endpoints: Vec<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
+    paths: HashMap<SocketAddr, Arc<PeerPath>>,
+    /// By channel number; those of this allocation.
+    channels: HashMap<u16, (SocketAddr, Arc<PeerPath>)>,
+    recipient: Option<Recipient<DatagramsReceived>>,
+    /// Of the control stream, and of what has no path.
+    pub(crate) counters: Arc<LiveCounters>,
+    queue_bytes: usize,
+    connect_hold: Duration,
+    heard: Option<Instant>,
+    sent: Option<Instant>,
+    /// ICMP errors that the server passed on, to be reported.
+    icmp: Vec<(SocketAddr, u8, u8)>,
+}
+
+/// ICMP errors kept until they are reported, in one turn of the task.
+const MAX_ICMP: usize = 16;
+
+impl Forwards {
+    pub(crate) fn new(config: &TurnConfig, totals: &Arc<Totals>) -> Self {
+        Self {
+            endpoints: Vec::new(),
+            paths: HashMap::new(),
+            channels: HashMap::new(),
+            recipient: None,
+            counters: totals.counters(),
+            queue_bytes: config.queue_bytes,
+            connect_hold: config.connect_hold,
+            heard: None,
+            sent: None,
+            icmp: Vec::new(),
+        }
+    }
+
+    /// Where local applications send to.
+    pub(crate) fn local_udp(&self) -> Vec<SocketAddr> {
+        self.endpoints.iter().map(|(io, _)| io.local()).collect()
+    }
+
+    pub(crate) fn deliver_to(&mut self, recipient: Option<Recipient<DatagramsReceived>>) {
+        self.recipient = recipient;
+    }
+
+    /// The path of a peer, made when it is first asked for; as many as there are channels wished for (1,024).
+    fn path(&mut self, peer: SocketAddr) -> &Arc<PeerPath> {
+        self.paths.entry(peer).or_insert_with(|| {
+            // Over a stream the flow's counters must be the path's.
+            Arc::new(PeerPath::new(self.queue_bytes, self.connect_hold, self.counters.clone()))
+        })
+    }
+
+    /// The peer's channel is bound: what was held goes out.
+    fn open_path(&mut self, now: Instant, peer: SocketAddr, channel: u16, route: Route) {
+        let path = self.path(peer).clone();
+        path.open(now, route);
+        self.channels.insert(channel, (peer, path));
+    }
+
+    /// The peer's channel is gone.
+    pub(crate) fn close_path(&mut self, peer: SocketAddr) {
+        let hold = self.connect_hold.min(IDLE_HOLD);
+        self.channels.retain(|_, (other, path)| {
+            if *other == peer {
+                path.close(hold);
+            }
+            *other != peer
+        });
+    }
+
+    /// The allocation is gone, and all channels with it.
+    pub(crate) fn close_paths(&mut self) {
+        let hold = self.connect_hold.min(IDLE_HOLD);
+        self.channels.drain().for_each(|(_, (_, path))| path.close(hold));
+    }
+
+    /// A channel is being worked on: what comes meanwhile is worth keeping.
+    pub(crate) fn hold(&self) {
+        self.paths.values().for_each(|path| path.set_hold(self.connect_hold));
+    }
+
+    pub(crate) fn close(&self) {
+        self.paths.values().for_each(|path| path.end());
+        self.endpoints.iter().for_each(|(_, endpoint)| endpoint.do_send(StopEndpoint));
+    }
+
+    /// When data was last sent and received.
+    pub(crate) fn take_activity(&mut self) -> (Option<Instant>, Option<Instant>) {
+        let sent = self.channels.values().filter_map(|(_, path)| path.last_sent()).max();
+        (sent.max(self.sent), self.heard)
+    }
+
+    /// What the server has passed on of ICMP.
+    pub(crate) fn take_icmp(&mut self) -> Vec<(SocketAddr, u8, u8)> {
+        std::mem::take(&mut self.icmp)
+    }
+
+    /// Datagrams of a peer.
+    fn deliver<'d>(&self, now: Instant, peer: SocketAddr, datagrams: impl Iterator<Item = &'d [u8]>) {
+        match (self.paths.get(&peer), &self.recipient) {
+            (Some(path), _) if path.has_local() => {
+                path.deliver(now, datagrams);
+            }
+            (_, Some(recipient)) => {
+                let datagrams: Vec<_> = datagrams.map(Bytes::copy_from_slice).collect();
+                let (count, bytes) =
+                    (datagrams.len() as u64, datagrams.iter().map(|it| it.len() as u64).sum());
+                if recipient.try_send(DatagramsReceived { peer, datagrams }).is_ok() {
+                    self.counters.sent_to_udp(count, bytes);
+                } else {
+                    self.counters.dropped(DropReason::QueueFull, count);
+                }
+            }
+            (_, None) => self.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
+        }
+    }
+}
+
+/// Takes what comes on the control connection: datagrams to their applications, the rest to the core.
+pub(crate) struct Intake<'r> {
+    pub(crate) core: &'r mut Allocation,
+    pub(crate) forwards: &'r mut Forwards,
+    pub(crate) now: Instant,
+}
+
+impl Intake<'_> {
+    /// What a UDP control socket received.
+    pub(crate) fn datagrams(&mut self, received: Received<'_>) {
+        let mut datagrams = received.datagrams().peekable();
+        while let Some(first) = datagrams.peek() {
+            if let Some((channel, _)) = channel_data::parse(first) {
+                self.channel(channel, channel_data::payloads_of(&mut datagrams, channel));
+            } else if let Some(message) = datagrams.next() {
+                self.message(message);
+            }
+        }
+    }
+
+    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) {
+        let Self { forwards, now, .. } = self;
+        forwards.heard = Some(*now);
+        match forwards.channels.get(&channel) {
+            Some((_, path)) if path.has_local() => {
+                path.deliver(*now, datagrams);
+            }
+            Some((peer, _)) => forwards.deliver(*now, *peer, datagrams),
+            // Bound by an answer that is not here yet, or no more.
+            None => forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
+        }
+    }
+
+    /// A whole STUN message, or something else.
+    fn message(&mut self, message: &[u8]) {
+        let Self { core, forwards, now } = self;
+        match data::data_indication(message) {
+            Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
+                forwards.heard = Some(*now);
+                forwards.deliver(*now, peer, iter::once(datagram));
+            }
+            Some(DataIndication { peer, icmp: Some((kind, code)), .. }) => {
+                if forwards.icmp.len() < MAX_ICMP {
+                    forwards.icmp.push((peer, kind, code));
+                }
+            }
+            Some(_) => {}
+            None => {
+                if !core.handle_message(*now, message) {
+                    tracing::trace!(len = message.len(), "a message from the TURN server has no effect");
+                }
+            }
+        }
+    }
+}
+
+/// What a control stream brings.
+impl FrameSink for Intake<'_> {
+    fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
+        let mut used = 0;
+        while used < bytes.len().min(MAX_BYTES) {
+            let rest = &bytes[used..];
+            let len = match channel_data::message_len(rest) {
+                Ok(Some(len)) if len <= rest.len() => len,
+                Ok(_) => return (used, Taken::All),
+                Err(_) => return (used, Taken::Malformed),
+            };
+            if let Some((channel, _)) = channel_data::parse(rest) {
+                let mut payloads = Payloads::new(rest, channel);
+                self.channel(channel, &mut payloads);
+                used += payloads.used();
+            } else {
+                self.message(&rest[..len]);
+                used += len;
+            }
+        }
+        (used, if used < bytes.len() { Taken::Some } else { Taken::All })
+    }
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn last_sent(&self) -> Option<Instant> {
+        None
+    }
+
+    fn datagrams(&self, _: &[u8]) -> u64 {
+        0
+    }
+}
+
+impl TurnClientActor {
+    /// The local sockets of all forwards, with an endpoint each.
+    pub(crate) fn open_forwards(&mut self, ctx: &mut actix::Context<Self>) -> Result<(), Ending> {
+        let failed =
+            |what: &str, error: &dyn fmt::Display| Ending::new(Cause::Broken, format!("{what}: {error}"));
+        for (index, forward) in self.config.udp_forward.iter().enumerate() {
+            let socket =
+                self.sockets.udp(index).map_err(|error| failed("duplicating a UDP socket", &error))?;
+            let socket = socket.expect("the supervisor has bound one for each forward");
+            let io = UdpIo::new(socket).map_err(|error| failed("setting up a UDP socket", &error))?;
+            let io = Arc::new(io);
+            let path = self.forwards.path(forward.peer).clone();
+            path.set_local(io.clone(), None);
+            let endpoint = self.start_endpoint(io.clone(), path, LinkId(index as u64));
+            self.forwards.endpoints.push((io, endpoint));
+        }
+        self.listen_for_tcp(ctx).map_err(|error| failed("listening", &error))
+    }
+
+    fn start_endpoint(&self, io: Arc<UdpIo>, path: Arc<PeerPath>, link: LinkId) -> Addr<UdpEndpointActor> {
+        let who = Mortal { part: Part::Endpoint(Some(link)), round: 0, again: true, ..self.who.clone() };
+        let obituary = Obituary::new(who, self.supervisor.clone());
+        let intake = LocalIntake::Forward(Forward::new(path, link));
+        UdpEndpointActor::new(io, intake, self.reporter.clone(), obituary).start()
+    }
+
+    /// The endpoint has panicked, or its socket was broken.
+    pub(crate) fn restart_forward(&mut self, link: LinkId) {
+        let index = usize::try_from(link.0).unwrap_or(usize::MAX);
+        let Some(forward) = self.config.udp_forward.get(index) else { return };
+        let Some((io, _)) = self.forwards.endpoints.get(index) else { return };
+        let io = io.clone();
+        let path = self.forwards.path(forward.peer).clone();
+        let endpoint = self.start_endpoint(io.clone(), path, link);
+        self.forwards.endpoints[index] = (io, endpoint);
+    }
+
+    pub(crate) fn open_path(&mut self, peer: SocketAddr, channel: u16) {
+        if let Phase::Running(running) = &self.phase {
+            let route = running.route(channel);
+            self.forwards.open_path(now(), peer, channel, route);
+        }
+    }
+
+    /// Of what the server tells by ICMP one event a second.
+    pub(crate) fn report_icmp(&mut self) {
+        for (peer, icmp_type, icmp_code) in self.forwards.take_icmp() {
+            if let Some(more) = self.icmp.pass(now()) {
+                let event = TurnEvent::PeerUnreachable { peer, icmp_type, icmp_code, more };
+                self.reporter.report(EventKind::Turn(event));
+            }
+        }
+    }
+
+    pub(crate) fn send_datagrams(&mut self, message: SendDatagrams) -> Result<(), TurnError> {
+        let SendDatagrams { peer, datagrams } = message;
+        let error = self.no_allocation();
+        let Phase::Running(running) = &self.phase else { return Err(error) };
+        if running.core.granted().is_none() {
+            return Err(error);
+        }
+        let now = now();
+        let is_bound = self.forwards.channels.values().find(|(other, _)| *other == peer);
+        let counters = &self.forwards.counters;
+        let (fitting, too_long): (Vec<_>, Vec<_>) =
+            datagrams.into_iter().partition(|datagram| datagram.len() <= data::MAX_SEND_LEN);
+        counters.dropped(DropReason::TooLong, too_long.len() as u64);
+        if let Some((_, path)) = is_bound {
+            let mut batch = BatchBuilder::with_capacity(Framing::Rfc4571, 0);
+            fitting.iter().for_each(|datagram| batch.push(datagram, datagram.len()));
+            path.send_batch(now, batch.finish());
+            return Ok(());
+        }
+        if !running.core.permissions().is_granted(now, peer.ip()) {
+            return Err(TurnError::NotPermitted { peer });
+        }
+        let mut indication = Vec::new();
+        for datagram in fitting {
+            indication.clear();
+            data::put_send_indication(&mut indication, crate::stun::random_id(), peer, &datagram);
+            running.send_indication(now, &indication, datagram.len() as u64, counters);
+        }
+        self.forwards.sent = Some(now);
+        Ok(())
+    }
+}
