@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::flow::tests::any_instant;
-use crate::stun::TransactionId;
+use crate::stun::{self, Method, TransactionId};
 use server::{Fault, Login as Offer, Server};
 
 #[path = "login_tests.rs"]

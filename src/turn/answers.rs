@@ -198,16 +198,10 @@ impl Allocation {
         let request = &pending.request;
         let is_allocate = matches!(request, Request::Allocate { .. });
         match &error {
-<<<<<<< HEAD
             // The answer to a first try may have been lost, and this be the answer to a second; or it is what an
             // earlier user of our port has left.
             TurnError::Refused { code: 437, .. } if is_allocate => self.leave(pending),
             TurnError::Refused { code: 437, .. } => return self.end(TurnError::AllocationLost),
-=======
-            TurnError::Refused { code: 437, .. } if !is_allocate => {
-                return self.end(TurnError::AllocationLost);
-            }
->>>>>>> main
             TurnError::Refused { code: 441, .. }
             | TurnError::Unauthorized { .. }
             | TurnError::NoCredentials
@@ -242,14 +236,6 @@ impl Allocation {
             Request::Connect { key, .. } => self.connection_failed(*key, error),
             Request::ConnectionBind { .. } => {}
         }
-    }
-
-    /// Whether the server has answered others while it left this without an answer. A peer that does not answer
-    /// may keep a Connect waiting.
-    fn is_alive(&self, unanswered: &Pending) -> bool {
-        matches!(unanswered.request, Request::Connect { .. })
-            || self.heard > unanswered.sent
-            || (self.heard > unanswered.began && !self.transactions.is_repeating(self.heard))
     }
 
     fn on_attempt(&mut self, now: Instant, message: &Received<'_>) -> bool {
