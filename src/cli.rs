@@ -8,16 +8,20 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
-use actix_relay::config::{ChildId, SessionConfig};
-use actix_relay::event::{Event, EventKind};
-use actix_relay::session::{GetSession, SessionInfo};
+use actix_relay::config::{ChildId, SessionConfig, TurnConfig};
+use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
-use actix_relay::supervisor::{InSession, Shutdown, StartError, StartSession, Subscribe, SupervisorActor};
+use actix_relay::supervisor::{
+    InSession, InTurn, Shutdown, StartError, StartSession, StartTurn, Subscribe, SupervisorActor,
+};
+use actix_relay::turn::GetAllocation;
 use clap::Parser;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
+use crate::passwords::Here;
 use crate::signals::Signals;
 use args::{Cli, Command, Common};
 use lines::Voice;
@@ -25,7 +29,9 @@ use plan::{Plan, one_line};
 
 mod args;
 mod lines;
+mod passwords;
 mod plan;
+mod turn_args;
 mod values;
 
 const EXIT_TOLD: i32 = 0;
@@ -81,11 +87,9 @@ fn to_stderr(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}: {message}");
 }
 
-/// The first paragraph of clap's message, without its usage.
 fn usage(error: &clap::Error) -> Failure {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    wrong(one_line(first.strip_prefix("error: ").unwrap_or(first)))
+    let with_user = std::env::args_os().any(|arg| arg.as_encoded_bytes().starts_with(b"--user"));
+    wrong(args::complaint(error, with_user))
 }
 
 fn wrong(message: String) -> Failure {
@@ -96,12 +100,14 @@ fn run(cli: Cli) -> Result<i32, Failure> {
     cli.refuse_what_has_no_meaning().map_err(wrong)?;
     let Cli { common, command } = cli;
     let (plan, hint) = match command {
-        Command::Listen(listen) => (listen.plan(&common).map_err(wrong)?, "--allow CIDR"),
-        Command::Connect(connect) => (connect.plan(&common).map_err(wrong)?, ""),
+        Command::Listen(listen) => (listen.plan(&common, &Here).map_err(wrong)?, "--allow CIDR"),
+        Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
         Command::Check(args::File { file }) => {
-            let sessions = read(&file, &common)?.sessions.len();
-            return Ok(say_fine(&file, sessions, common.json));
+            let plan = read(&file, &common)?;
+            return Ok(say_fine(&file, &plan, common.json));
         }
     };
     start_logging(&common);
@@ -137,7 +143,7 @@ fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
 fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
-    let mut plan = Plan::from_toml(&text).map_err(|mistake| {
+    let mut plan = Plan::from_toml(&text, &Here).map_err(|mistake| {
         wrong(match mistake.line {
             Some(line) => format!("{name}:{line}: {}", mistake.message),
             None => format!("{name}: {}", mistake.message),
@@ -147,14 +153,8 @@ fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-fn say_fine(file: &Path, sessions: usize, json: bool) -> i32 {
-    let file = file.display().to_string();
-    let line = if json {
-        serde_json::json!({ "file": file, "sessions": sessions }).to_string()
-    } else {
-        let plural = if sessions == 1 { "" } else { "s" };
-        format!("{file}: fine, {sessions} session{plural}")
-    };
+fn say_fine(file: &Path, plan: &Plan, json: bool) -> i32 {
+    let line = lines::fine(&file.display().to_string(), plan.sessions.len(), plan.turns.len(), json);
     let _ = writeln!(io::stdout(), "{line}");
     EXIT_TOLD
 }
@@ -200,7 +200,8 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let supervisor = SupervisorActor::new(plan.supervisor).start();
     let (tell_ended, ended) = mpsc::unbounded_channel();
     let printer = Printer { voice, lines: lines.clone(), ended: tell_ended }.start();
-    let running = plan.sessions.iter().map(|session| session.name.clone()).collect();
+    let sessions = plan.sessions.iter().map(|session| &session.name);
+    let running = sessions.chain(plan.turns.iter().map(|turn| &turn.name)).cloned().collect();
     let watcher = Watcher { running, ends: ends.clone() }.start();
     for recipient in [printer.clone().recipient(), watcher.clone().recipient()] {
         let _ = supervisor.send(Subscribe { recipient, filter: Filter::All }).await;
@@ -208,6 +209,12 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let mut house = House { voice, supervisor, started: Vec::new(), lines, ended };
     for config in plan.sessions {
         if let Err(failure) = house.start(config).await {
+            house.close().await;
+            return Err(failure);
+        }
+    }
+    for config in plan.turns {
+        if let Err(failure) = house.start_turn(config).await {
             house.close().await;
             return Err(failure);
         }
@@ -220,7 +227,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     house.close().await;
     match end {
         Some(End::Told) => Ok(EXIT_TOLD),
-        Some(End::AllGaveUp) => Err(failed("every session was given up".to_owned())),
+        Some(End::AllGaveUp) => Err(failed("everything was given up".to_owned())),
         Some(End::SupervisorDied) | None => Err(supervisor_died()),
     }
 }
@@ -261,7 +268,22 @@ struct House {
 impl House {
     async fn start(&mut self, config: SessionConfig) -> Result<(), Failure> {
         let name = config.name.clone();
-        match self.supervisor.send(StartSession { config }).await {
+        let started = self.supervisor.send(StartSession { config }).await;
+        self.note_started(name, started)
+    }
+
+    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
+        let name = config.name.clone();
+        let started = self.supervisor.send(StartTurn { config }).await;
+        self.note_started(name, started)
+    }
+
+    fn note_started<T>(
+        &mut self,
+        name: ChildId,
+        started: Result<Result<T, StartError>, MailboxError>,
+    ) -> Result<(), Failure> {
+        match started {
             Ok(Ok(_)) => {
                 self.started.push(name);
                 Ok(())
@@ -276,14 +298,14 @@ impl House {
     async fn close(mut self) {
         let begin = Instant::now();
         let last_lines = begin + CLOSE_TIMEOUT - LAST_LINES_TIMEOUT;
-        let infos = self.ask_sessions(begin + SUMMARY_TIMEOUT).await;
+        let sums = self.ask_all(begin + SUMMARY_TIMEOUT).await;
         if let Ok(Ok(())) = timeout_at(last_lines, self.supervisor.send(Shutdown)).await {
             let _ = timeout_at(last_lines, self.all_ended()).await;
         }
         let Self { voice, lines, .. } = self;
         let time = SystemTime::now();
         let write = async move {
-            for line in infos.iter().filter_map(|info| voice.summary(time, info)) {
+            for line in sums.iter().filter_map(|(child, sums)| voice.summary(time, child, sums)) {
                 let _ = lines.send(Line::Text(line)).await;
             }
             let (written, all_written) = oneshot::channel();
@@ -303,19 +325,38 @@ impl House {
         }
     }
 
-    /// All at once; one that hangs is left out.
-    async fn ask_sessions(&self, deadline: Instant) -> Vec<SessionInfo> {
-        let ask = |session: &ChildId| InSession { session: session.clone(), message: GetSession };
-        let asked: Vec<_> =
-            self.started.iter().map(|session| actix_rt::spawn(self.supervisor.send(ask(session)))).collect();
-        let mut infos = Vec::new();
+    /// What each has carried. All are asked at once; one that hangs is left out.
+    async fn ask_all(&self, deadline: Instant) -> Vec<(ChildId, EventKind)> {
+        let ask = |child: &ChildId| {
+            let (supervisor, child) = (self.supervisor.clone(), child.clone());
+            actix_rt::spawn(async move {
+                let sums = ask_session(&supervisor, &child).await;
+                let sums = if sums.is_some() { sums } else { ask_turn(&supervisor, &child).await };
+                Some((child, sums?))
+            })
+        };
+        let asked: Vec<_> = self.started.iter().map(ask).collect();
+        let mut all = Vec::new();
         for answer in asked {
-            if let Ok(Ok(Ok(Ok(info)))) = timeout_at(deadline, answer).await {
-                infos.push(info);
+            if let Ok(Ok(Some(sums))) = timeout_at(deadline, answer).await {
+                all.push(sums);
             }
         }
-        infos
+        all
     }
+}
+
+async fn ask_session(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InSession { session: child.clone(), message: GetSession };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    let connected = info.links.iter().filter(|link| link.state == SessionState::Connected).count();
+    Some(EventKind::Stats { connected, counters: info.counters })
+}
+
+async fn ask_turn(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InTurn { turn: child.clone(), message: GetAllocation };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    Some(EventKind::Turn(TurnEvent::TurnStats { counters: info.counters }))
 }
 
 /// Says when every session has been given up. Apart from [`Printer`], which a slow stdout holds up.

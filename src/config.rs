@@ -94,7 +94,8 @@ pub struct SessionConfig {
     /// there may be; default 300 s.
     #[serde(default = "defaults::source_idle", with = "duration")]
     pub source_idle: Duration,
-    /// Peers from elsewhere are refused; empty (the default) lets everybody in.
+    /// Peers from elsewhere are refused; empty (the default) lets everybody in. Who comes through a TURN server is
+    /// said by its `permit` alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
     /// The local address of outgoing TCP connections, to a TURN server too.
@@ -258,8 +259,8 @@ impl SessionConfig {
             }
             Some(Remote::Direct(to)) => &to.host,
             Some(Remote::Turn(to)) => {
-                let checked = checks::peer(to.peer).and_then(|()| to.server.check(RelayedTransport::Tcp));
-                checked.map_err(|why| self.invalid("remote", why))?;
+                checks::peer(to.peer).map_err(|why| self.invalid("remote.peer", why))?;
+                to.server.check(RelayedTransport::Tcp).map_err(|why| self.invalid("remote.turn", why))?;
                 &to.server.uri.host
             }
         };
@@ -272,19 +273,19 @@ impl SessionConfig {
 
     fn validate_turn_listen(&self) -> Result<(), ConfigError> {
         let Some(TurnListen { server, permit }) = &self.turn_listen else { return Ok(()) };
-        let told = |why| self.invalid("turn_listen", why);
-        server.check(RelayedTransport::Tcp).map_err(told)?;
+        server.check(RelayedTransport::Tcp).map_err(|why| self.invalid("turn_listen.server", why))?;
+        let told = |why| self.invalid("turn_listen.permit", why);
         if !(1..=MAX_PERMIT).contains(&permit.len()) {
-            return Err(told("must permit 1 to 256 peers"));
+            return Err(told("must name 1 to 256 peers"));
         }
         permit.iter().try_for_each(|peer| checks::peer_ip(*peer)).map_err(told)?;
         if permit.iter().any(|peer| peer.is_ipv4() != permit[0].is_ipv4()) {
-            return Err(told("must permit peers of one family"));
+            return Err(told("must name peers of one family"));
         }
         if checks::bind(self.bind, &server.uri.host) {
             Ok(())
         } else {
-            Err(self.invalid("bind", "and turn_listen's server are of different families"))
+            Err(self.invalid("bind", "and the TURN server are of different families"))
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command `actix-relay`: carries UDP where only TCP gets through. `actix-relay --help` says the rest.
 
 mod cli;
+mod passwords;
 mod signals;
 
 fn main() {

@@ -339,6 +339,9 @@ fn a_bad_argument_is_named_in_one_line() {
         (format!("connect --tcp a:1 {udp} -v -q"), "--quiet"),
         ("run a.toml --app 127.0.0.1:1".into(), "--app"),
         ("--congestion bbr check a.toml".into(), "--congestion"),
+        (format!("turn --server turns:h {udp} --peer 192.0.2.1:2"), "(turns:) is not in this version"),
+        (format!("connect --turn turn:h --tcp host:1 {udp}"), "--tcp must be IP:PORT"),
+        (format!("turn --server turn:h --user a {udp} --peer 192.0.2.1:2"), "ACTIX_RELAY_TURN_PASSWORD"),
     ] {
         assert_one_error(&args, 2, &[named]);
     }
@@ -374,6 +377,21 @@ fn a_file_that_cannot_be_used_is_named_in_one_line() {
             assert_one_error(&format!("{command} {path}"), 2, &[&format!("{path}:{line}"), what]);
         }
     }
+}
+
+#[test]
+fn a_turn_client_s_password_file_is_looked_for() {
+    let password = file("hunter2\n");
+    let at = password.path().display();
+    let turn = format!("[[turn]]\nname = 'a'\nserver = 'turn:h'\nuser = 'alice'\npassword_file = '{at}'\n");
+    let (good, lost) = (file(&turn), file(&turn.replace(" '/", " '/nowhere/")));
+    let path = good.path().to_str().unwrap();
+    assert_eq!(run(&format!("check {path}")).stdout, [format!("{path}: fine, 1 TURN client")]);
+    assert_one_error(
+        &format!("check {}", lost.path().display()),
+        2,
+        &[":5: password_file: /nowhere", "No such"],
+    );
 }
 
 #[test]
@@ -446,34 +464,25 @@ fn who_lets_everybody_in_is_warned_once() {
 
 #[test]
 fn help_names_every_flag_and_gives_examples() {
-    let common = [
-        "--json",
-        "--verbose",
-        "-v",
-        "--quiet",
-        "-q",
-        "--stats",
-        "--max-queue-delay",
-        "--bind",
-        "--fwmark",
-        "--congestion",
-        "--app",
-        "--workers",
-        "Examples:",
-    ];
+    let common = "--json, --verbose, -v, --quiet, -q, --stats, --max-queue-delay, --bind, --fwmark, --congestion, \
+                  --app, --workers";
     for (command, own) in [
-        ("", &["listen", "connect", "run", "check", "Exit codes", "RUST_LOG", "--version"][..]),
-        ("listen", &["--tcp", "--udp-forward", "--udp ", "--allow", "--max-peers"]),
-        ("connect", &["--tcp", "--udp-forward", "--udp ", "--max-sources", "--source-idle"]),
-        ("run", &["<FILE>", "[[session]]"]),
-        ("check", &["<FILE>", "[[session]]"]),
+        ("", "listen, connect, turn, turn-tcp, run, check, Exit codes, RUST_LOG, --version, Examples:"),
+        (
+            "listen",
+            "--tcp, --udp-forward, --udp <, --allow, --max-peers, --turn, --user, --permit, Examples:",
+        ),
+        ("connect", "--tcp, --udp-forward, --udp <, --max-sources, --source-idle, --turn, --user, Examples:"),
+        ("turn", "--server, --user, --password-file, --password-env, --udp, --peer, --family, Examples:"),
+        ("turn-tcp", "--server, --user, --connect, --tcp <, --accept, --permit, --tcp-forward, Examples:"),
+        ("run", "<FILE>, [[session]], [[turn]]"),
+        ("check", "<FILE>, [[session]], [[turn]]"),
     ] {
         let help = run(&format!("{command} --help"));
         assert_eq!(help.code, Some(0), "{command}");
         assert!(help.stderr.is_empty(), "{:?}", help.stderr);
         let text = help.stdout.join("\n");
-        let common = common.iter().filter(|name| **name != "Examples:" || own[0] != "<FILE>");
-        for name in common.chain(own) {
+        for name in common.split(", ").chain(own.split(", ")) {
             assert!(text.contains(name), "{command} --help does not name {name}:\n{text}");
         }
     }

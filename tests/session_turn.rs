@@ -63,7 +63,12 @@ async fn two_sessions_that_can_only_call_out_meet_at_the_server() {
         echoed_once(&app, near, datagram).await;
     }
     house.shutdown().await;
-    assert_eq!(coturn.log().matches("lifetime=0").count(), 2, "both allocations are deleted: {}", coturn.log());
+    assert_eq!(
+        coturn.log().matches("lifetime=0").count(),
+        2,
+        "both allocations are deleted: {}",
+        coturn.log()
+    );
 }
 
 #[actix::test]
@@ -104,9 +109,7 @@ async fn a_disconnected_session_gives_its_allocation_back() {
     assert_eq!(house.info("far").await.state, SessionState::Listening);
     let message = InSession { session: "far".into(), message: Disconnect };
     house.supervisor.send(message).await.unwrap().unwrap();
-    house
-        .turn_event("far", |event| matches!(event, TurnEvent::AllocationDeleted { .. }).then_some(()))
-        .await;
+    house.turn_event("far", |event| matches!(event, TurnEvent::AllocationDeleted { .. }).then_some(())).await;
     assert_eq!(house.info("far").await.state, SessionState::Idle);
     house.shutdown().await;
 }

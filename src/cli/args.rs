@@ -4,12 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use actix_relay::config::{ConfigError, Remote, SessionConfig, SupervisorConfig};
+use actix_relay::config::{
+    ConfigError, HostPort, Remote, SessionConfig, SupervisorConfig, TurnConfig, TurnListen, TurnRemote,
+};
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-use super::plan::Plan;
-use super::values::{addr, allowed, delay, fwmark, interval, workers};
+use super::plan::{Plan, one_line};
+use super::turn_args::{TURN_EXAMPLES, TURN_TCP_EXAMPLES, Through, Turn, TurnTcp, in_flags as turn_in_flags};
+use super::values::{Later, addr, allowed, delay, fwmark, interval, later, workers};
+use crate::passwords::Passwords;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,7 +22,9 @@ Examples:
     actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
   Its far side: applications here send to 127.0.0.1:51820 instead:
     actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
-  Any number of sessions, described in a file:
+  A UDP peer reached through a TURN server: applications here send to 127.0.0.1:5000 instead:
+    actix-relay turn --server turn:turn.example.org --user alice --udp 127.0.0.1:5000 --peer 192.0.2.7:5000
+  Any number of sessions and TURN clients, described in a file:
     actix-relay check relay.toml && actix-relay run relay.toml --json
 
 Exit codes: 0 told to stop; 1 the start failed, or every session was given up; 2 bad arguments or
@@ -27,15 +34,20 @@ const LISTEN_EXAMPLES: &str = "\
 Examples:
   actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
   actix-relay listen --tcp '[::]:443' --udp-forward 127.0.0.1:53 --max-peers 100
-  actix-relay listen --tcp 0.0.0.0:4433 --udp 127.0.0.1:5000 --app 127.0.0.1:5001";
+  actix-relay listen --tcp 0.0.0.0:4433 --udp 127.0.0.1:5000 --app 127.0.0.1:5001
+  At the relayed address of a TURN server, which is printed:
+    actix-relay listen --turn turn:turn.example.org --user alice --permit 192.0.2.7 \
+        --udp-forward 127.0.0.1:51820";
 
 const CONNECT_EXAMPLES: &str = "\
 Examples:
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820 --fwmark 0x6c --congestion bbr
-  actix-relay connect --tcp '[2001:db8::1]:443' --udp-forward 127.0.0.1:53";
+  actix-relay connect --tcp '[2001:db8::1]:443' --udp-forward 127.0.0.1:53
+  Through a TURN server:
+    actix-relay connect --turn turn:turn.example.org --user alice --tcp 192.0.2.7:4433 --udp 127.0.0.1:51820";
 
-const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionConfig of the crate's documentation):
+const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionConfig and TurnConfig of the crate's documentation):
   [supervisor]                          # may be left out
   workers = 2
   stats_interval = "60s"
@@ -44,7 +56,19 @@ const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionCo
   name = "vpn"
   remote = "vpn.example.org:4433"       # call it; or local_tcp = ["0.0.0.0:4433"] to be called
   local_udp = "127.0.0.1:51820"         # or udp_forward = "127.0.0.1:51820"
-  max_queue_delay = "50ms""#;
+  max_queue_delay = "50ms"
+
+  [[turn]]
+  name = "game"
+  server = "turn:turn.example.org"      # turn:HOST[:PORT][?transport=udp|tcp]
+  user = "alice"
+  password_file = "/etc/turn-password"  # or password_env = "VARIABLE", or password = "…"
+  udp_forward = [{ local_udp = "127.0.0.1:5000", peer = "192.0.2.7:5000" }]
+
+  [[session]]
+  name = "vpn through turn"
+  remote = { turn = "turn:turn.example.org", user = "alice", password_env = "PW", peer = "192.0.2.7:4433" }
+  local_udp = "127.0.0.1:51821"         # to be called: turn_listen = { server = …, permit = ["192.0.2.7"] }"#;
 
 /// Carries UDP where only TCP gets through: datagrams go in here, through a TCP connection, and out there.
 #[derive(Debug, Parser)]
@@ -75,10 +99,10 @@ pub(super) struct Common {
     /// Drop a datagram that has waited longer than this for TCP to take it [default: 50ms]
     #[arg(long, global = true, value_name = "DURATION", value_parser = delay)]
     max_queue_delay: Option<Duration>,
-    /// Local address of outgoing TCP connections (with connect)
+    /// Local address of outgoing connections (not with listen, unless through a TURN server)
     #[arg(long, global = true, value_name = "IP")]
     bind: Option<IpAddr>,
-    /// SO_MARK of the TCP sockets, decimal or 0x…: keeps a VPN's tunnel out of the VPN (Linux)
+    /// SO_MARK of the TCP sockets, and of those to a TURN server, decimal or 0x…: keeps a VPN's tunnel out of the VPN (Linux)
     #[arg(long, global = true, value_name = "N", value_parser = fwmark)]
     fwmark: Option<u32>,
     /// Congestion control of the TCP sockets, such as bbr (Linux)
@@ -100,7 +124,13 @@ pub(super) enum Command {
     /// Call a peer by TCP, again and again when the connection is lost
     #[command(after_help = CONNECT_EXAMPLES)]
     Connect(Connect),
-    /// Run the sessions that a TOML file describes
+    /// Reach a UDP peer through a TURN server
+    #[command(after_help = TURN_EXAMPLES)]
+    Turn(Turn),
+    /// Forward a TCP port through a TURN server, either way (RFC 6062)
+    #[command(after_help = TURN_TCP_EXAMPLES)]
+    TurnTcp(TurnTcp),
+    /// Run the sessions and TURN clients that a TOML file describes
     #[command(after_help = FILE_EXAMPLE)]
     Run(File),
     /// Say whether a TOML file is fine, or what is wrong with it and where
@@ -123,31 +153,39 @@ pub(super) struct Udp {
 #[derive(Debug, Args)]
 pub(super) struct Listen {
     /// Where to wait for peers, as IP:PORT; up to 16 addresses
-    #[arg(long, value_name = "ADDR", num_args = 1.., required = true, value_parser = addr)]
+    #[arg(long, value_name = "ADDR", num_args = 1.., required_unless_present = "turn", value_parser = addr)]
     tcp: Vec<SocketAddr>,
     #[command(flatten)]
     udp: Udp,
     /// Let in only peers from these networks; 0.0.0.0/0 and ::/0 say everybody
-    #[arg(long, value_name = "CIDR", num_args = 1.., value_parser = allowed)]
+    #[arg(long, value_name = "CIDR", num_args = 1.., requires = "tcp", value_parser = allowed)]
     allow: Vec<IpNet>,
     /// How many peers at once [default: 1024 with --udp-forward, 1 with --udp]
     #[arg(long, value_name = "N")]
     max_peers: Option<usize>,
+    #[command(flatten)]
+    through: Through,
+    /// Who may come through the TURN server: at most 256 addresses
+    #[arg(long, value_name = "IP", num_args = 1.., requires = "turn")]
+    permit: Vec<IpAddr>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Connect {
-    /// Whom to call, as HOST:PORT; a name is resolved again for each attempt
-    #[arg(long, value_name = "HOST:PORT")]
-    tcp: Remote,
+    /// Whom to call, as HOST:PORT; a name is resolved again for each attempt. With --turn the peer's IP:PORT, as
+    /// the server sees it
+    #[arg(long, value_name = "HOST:PORT", value_parser = later::<HostPort>)]
+    tcp: Later<HostPort>,
     #[command(flatten)]
     udp: Udp,
     /// How many applications may send at once, each over a connection of its own [default: 64]
-    #[arg(long, value_name = "N", conflicts_with = "udp_forward")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["udp_forward", "turn"])]
     max_sources: Option<usize>,
     /// Forget an application that has been silent for this long [default: 300s]
-    #[arg(long, value_name = "DURATION", value_parser = delay, conflicts_with = "udp_forward")]
+    #[arg(long, value_name = "DURATION", value_parser = delay, conflicts_with_all = ["udp_forward", "turn"])]
     source_idle: Option<Duration>,
+    #[command(flatten)]
+    through: Through,
 }
 
 #[derive(Debug, Args)]
@@ -163,9 +201,15 @@ impl Cli {
             return Err("--quiet and --verbose exclude each other".into());
         }
         match (&self.command, &self.common) {
-            (Command::Listen(_), Common { bind: Some(_), .. }) => {
+            (Command::Listen(listen), Common { bind: Some(_), .. }) if !listen.through.is_given() => {
                 Err("--bind is for outgoing connections, listen makes none: --tcp says where it listens"
                     .into())
+            }
+            (Command::Turn(_) | Command::TurnTcp(_), Common { app: Some(_), .. }) => {
+                Err("--app goes with listen and connect".into())
+            }
+            (Command::TurnTcp(_), Common { max_queue_delay: Some(_), .. }) => {
+                Err("--max-queue-delay is for datagrams, turn-tcp carries none".into())
             }
             (Command::Run(_), common) => common.refuse_flags_of_a_session("run"),
             (Command::Check(_), common) => common.refuse_flags_of_a_session("check"),
@@ -175,6 +219,10 @@ impl Cli {
 }
 
 impl Common {
+    pub(super) fn has_congestion(&self) -> bool {
+        self.congestion.is_some()
+    }
+
     fn refuse_flags_of_a_session(&self, command: &str) -> Result<(), String> {
         let given = [
             ("--max-queue-delay", self.max_queue_delay.is_some()),
@@ -186,7 +234,7 @@ impl Common {
         match given.iter().find(|(_, given)| *given) {
             Some((flag, _)) => {
                 let field = field_of(flag);
-                Err(format!("{flag} goes with listen and connect; {command} takes {field} from its FILE"))
+                Err(format!("{flag} goes with the other commands; {command} takes {field} from its FILE"))
             }
             None => Ok(()),
         }
@@ -213,27 +261,68 @@ impl Common {
         session.validate().map_err(|error| in_flags(&error))?;
         let mut supervisor = SupervisorConfig::default();
         self.apply_to_supervisor(&mut supervisor);
-        Ok(Plan { sessions: vec![session], supervisor })
+        Ok(Plan { sessions: vec![session], turns: Vec::new(), supervisor })
+    }
+
+    /// The plan of one TURN client whose fields were given as flags.
+    pub(super) fn plan_turn(&self, mut turn: TurnConfig) -> Result<Plan, String> {
+        turn.max_queue_delay = self.max_queue_delay.unwrap_or(turn.max_queue_delay);
+        turn.bind = self.bind;
+        turn.fwmark = self.fwmark;
+        turn.congestion.clone_from(&self.congestion);
+        turn.validate().map_err(|error| turn_in_flags(&error))?;
+        let mut supervisor = SupervisorConfig::default();
+        self.apply_to_supervisor(&mut supervisor);
+        Ok(Plan { sessions: Vec::new(), turns: vec![turn], supervisor })
     }
 }
 
 impl Listen {
-    pub(super) fn plan(self, common: &Common) -> Result<Plan, String> {
+    pub(super) fn plan(self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
         let mut session = SessionConfig::new("listen");
         session.local_tcp = self.tcp;
         session.allow = self.allow;
         session.max_peers = self.max_peers;
+        let server = self.through.server(passwords)?;
+        session.turn_listen = server.map(|server| TurnListen::new(server, self.permit));
         common.plan(session, &self.udp)
     }
 }
 
 impl Connect {
-    pub(super) fn plan(self, common: &Common) -> Result<Plan, String> {
-        let mut session = SessionConfig::connect("connect", self.tcp);
+    pub(super) fn plan(self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+        let to = self.tcp.map_err(|error| format!("--tcp: {error}"))?;
+        let remote = match self.through.server(passwords)? {
+            None => Remote::Direct(to),
+            Some(server) => {
+                let peer = to.to_string().parse();
+                let peer = peer.map_err(|_| "--tcp must be IP:PORT with --turn, which is told no names")?;
+                TurnRemote::new(server, peer).into()
+            }
+        };
+        let mut session = SessionConfig::connect("connect", remote);
         session.max_sources = self.max_sources.unwrap_or(session.max_sources);
         session.source_idle = self.source_idle.unwrap_or(session.source_idle);
         common.plan(session, &self.udp)
     }
+}
+
+/// The first paragraph of clap's message, without its usage, and without a word that may be a password which went
+/// astray: clap repeats what it does not know.
+pub(super) fn complaint(error: &clap::Error, with_user: bool) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let mut message = one_line(first.strip_prefix("error: ").unwrap_or(first));
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => Some(word.as_str()),
+        _ => None,
+    };
+    let stray = said(ContextKind::InvalidArg).filter(|word| with_user || word.contains([':', '@']));
+    let value = said(ContextKind::InvalidValue).filter(|word| word.contains('@'));
+    for word in stray.into_iter().chain(value) {
+        message = message.replace(word, "…");
+    }
+    message
 }
 
 fn field_of(flag: &str) -> String {
@@ -244,7 +333,9 @@ fn field_of(flag: &str) -> String {
 fn in_flags(error: &ConfigError) -> String {
     let ConfigError::Invalid { field, why, .. } = error else { return error.to_string() };
     let flag = match *field {
-        "local_tcp" => "--tcp".to_owned(),
+        "local_tcp" | "remote.peer" => "--tcp".to_owned(),
+        "remote.turn" | "turn_listen.server" => "--turn".to_owned(),
+        "turn_listen.permit" => "--permit".to_owned(),
         "local_udp" => "--udp".to_owned(),
         other => format!("--{}", other.replace('_', "-")),
     };
@@ -254,6 +345,7 @@ fn in_flags(error: &ConfigError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passwords::Kept;
 
     fn parse(line: &str) -> Cli {
         Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
@@ -263,8 +355,8 @@ mod tests {
         let cli = parse(line);
         cli.refuse_what_has_no_meaning()?;
         let plan = match cli.command {
-            Command::Listen(listen) => listen.plan(&cli.common),
-            Command::Connect(connect) => connect.plan(&cli.common),
+            Command::Listen(listen) => listen.plan(&cli.common, &Kept),
+            Command::Connect(connect) => connect.plan(&cli.common, &Kept),
             other => panic!("{other:?}"),
         };
         Ok(plan?.sessions.remove(0))
@@ -309,6 +401,25 @@ mod tests {
         ] {
             let error = session(&format!("actix-relay {line}")).unwrap_err();
             assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_stray_password_is_not_repeated() {
+        for (line, expected) in [
+            ("turn --user a hunter2 --server turn:h", "unexpected argument '…' found"),
+            ("turn a:hunter2", "unexpected argument '…' found"),
+            ("turn --password hunter2", "unexpected argument '--password' found"),
+            ("turn --pw=hunter2", "unexpected argument '--pw' found"),
+            ("turn --peer a:hunter2@h", "invalid value '…' for '--peer <ADDR>': expected IP:PORT"),
+            ("listen --tcp turn:a:hunter2@h", "invalid value '…' for '--tcp <ADDR>...'"),
+            ("listen --tcp nowhere", "invalid value 'nowhere' for '--tcp <ADDR>...'"),
+            ("run a.toml b.toml", "unexpected argument 'b.toml' found"),
+        ] {
+            let error = Cli::try_parse_from(format!("actix-relay {line}").split(' ')).unwrap_err();
+            let message = complaint(&error, line.contains("--user"));
+            assert!(message.starts_with(expected), "{line}: {message}");
+            assert!(!message.contains("hunter2"), "{line}: {message}");
         }
     }
 

@@ -1,19 +1,23 @@
 //! What is to be run, and how it is read from a TOML file.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use actix_relay::config::{ConfigError, SessionConfig, SupervisorConfig};
+use actix_relay::config::{ChildId, ConfigError, SessionConfig, SupervisorConfig, TurnConfig};
 use serde::Deserialize;
 use toml::Spanned;
+use toml::de::{DeTable, Deserializer};
 
+use super::passwords::fetch;
 use super::values::{MAX_WORKERS, WORKERS_EXPECTED, interval};
+use crate::passwords::Passwords;
 
-/// The sessions and their supervisor.
+/// The sessions, the TURN clients and their supervisor.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) sessions: Vec<SessionConfig>,
+    pub(super) turns: Vec<TurnConfig>,
     pub(super) supervisor: SupervisorConfig,
 }
 
@@ -31,6 +35,8 @@ struct File {
     supervisor: Option<Supervisor>,
     #[serde(default)]
     session: Vec<Spanned<SessionConfig>>,
+    #[serde(default)]
+    turn: Vec<Spanned<TurnConfig>>,
 }
 
 #[derive(Deserialize)]
@@ -41,32 +47,32 @@ struct Supervisor {
 }
 
 impl Plan {
-    pub(super) fn from_toml(text: &str) -> Result<Self, Mistake> {
-        let file: File = toml::from_str(text).map_err(|error| Mistake {
+    /// Reads a file; the passwords it does not hold itself are fetched.
+    pub(super) fn from_toml(text: &str, passwords: &dyn Passwords) -> Result<Self, Mistake> {
+        let wrong = |error: toml::de::Error| Mistake {
             line: error.span().map(|span| line_at(text, span.start)),
             message: one_line(error.message()),
-        })?;
-        if file.session.is_empty() {
-            return Err(Mistake { line: None, message: "no [[session]] in it".to_owned() });
+        };
+        let mut root = DeTable::parse(text).map_err(wrong)?;
+        fetch(root.get_mut(), passwords)
+            .map_err(|(at, message)| Mistake { line: Some(line_at(text, at.start)), message })?;
+        let file = File::deserialize(Deserializer::from(root)).map_err(wrong)?;
+        if file.session.is_empty() && file.turn.is_empty() {
+            return Err(Mistake { line: None, message: "no [[session]] and no [[turn]] in it".to_owned() });
         }
-        let mut names = HashSet::new();
+        let mut names = Names { text, taken: HashMap::new() };
         for session in &file.session {
             let config = session.get_ref();
-            config.validate().map_err(|error| Mistake {
-                line: Some(line_of_field(text, session.span(), &error)),
-                message: error.to_string(),
-            })?;
-            if !names.insert(&config.name) {
-                let line = Some(line_of(text, session.span(), "name"));
-                return Err(Mistake {
-                    line,
-                    message: format!("there is a session '{}' already", config.name),
-                });
-            }
+            names.check(session.span(), "session", &config.name, config.validate())?;
+        }
+        for turn in &file.turn {
+            let config = turn.get_ref();
+            names.check(turn.span(), "turn", &config.name, config.validate())?;
         }
         Ok(Self {
             supervisor: supervisor(text, file.supervisor)?,
             sessions: file.session.into_iter().map(Spanned::into_inner).collect(),
+            turns: file.turn.into_iter().map(Spanned::into_inner).collect(),
         })
     }
 
@@ -76,6 +82,30 @@ impl Plan {
         unlimited
             .flat_map(|session| session.local_tcp.iter().map(move |addr| (session, *addr)))
             .find(|(_, addr)| !addr.ip().to_canonical().is_loopback())
+    }
+}
+
+/// The names of the tables checked so far, with what has them.
+struct Names<'a> {
+    text: &'a str,
+    taken: HashMap<&'a ChildId, &'static str>,
+}
+
+impl<'a> Names<'a> {
+    fn check(
+        &mut self,
+        table: Range<usize>,
+        kind: &'static str,
+        name: &'a ChildId,
+        validated: Result<(), ConfigError>,
+    ) -> Result<(), Mistake> {
+        validated.map_err(|error| Mistake {
+            line: Some(line_of_field(self.text, table.clone(), &error)),
+            message: error.to_string(),
+        })?;
+        let Some(before) = self.taken.insert(name, kind) else { return Ok(()) };
+        let line = Some(line_of(self.text, table, "name"));
+        Err(Mistake { line, message: format!("there is a {before} '{name}' already") })
     }
 }
 
@@ -106,7 +136,10 @@ fn line_at(text: &str, at: usize) -> usize {
 
 fn line_of_field(text: &str, table: Range<usize>, error: &ConfigError) -> usize {
     match error {
-        ConfigError::Invalid { field, .. } => line_of(text, table, field),
+        ConfigError::Invalid { field, .. } | ConfigError::InvalidTurn { field, .. } => {
+            // `remote.peer` stands in the value of `remote`.
+            line_of(text, table, field.split('.').next().unwrap_or(field))
+        }
         _ => line_at(text, table.start),
     }
 }
@@ -130,6 +163,9 @@ pub(super) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passwords::Kept;
+    use actix_relay::config::Remote;
+    use actix_relay::credentials::{Credentials, UserPassword};
 
     const GOOD: &str = r#"
 [supervisor]
@@ -146,20 +182,51 @@ name = "near"
 remote = "example.org:1"
 local_udp = "127.0.0.1:0"
 max_queue_delay = "20ms"
+
+[[turn]]
+name = "game"
+server = "turn:example.org"
+user = "alice"
+password = "hunter2"
+udp_forward = [{ local_udp = "127.0.0.1:1", peer = "192.0.2.1:2" }]
+
+[[session]]
+name = "through"
+remote = { turn = "turn:example.org", user = "alice", password_file = "pw", peer = "192.0.2.1:5" }
+udp_forward = "127.0.0.1:9"
+
+[[session]]
+name = "reached"
+udp_forward = "127.0.0.1:9"
+[session.turn_listen]
+server = "turn:example.org"
+user = "alice"
+password_env = "PW"
+permit = ["192.0.2.1"]
 "#;
 
     fn mistake(text: &str) -> (Option<usize>, String) {
-        let Mistake { line, message } = Plan::from_toml(text).unwrap_err();
+        let Mistake { line, message } = Plan::from_toml(text, &Kept).unwrap_err();
         (line, message)
     }
 
     #[test]
     fn a_good_file_is_read() {
-        let plan = Plan::from_toml(GOOD).unwrap();
+        let plan = Plan::from_toml(GOOD, &Kept).unwrap();
         assert_eq!(plan.supervisor.workers, 0);
         assert_eq!(plan.supervisor.stats_interval.as_secs(), 2);
-        assert_eq!(plan.sessions.len(), 2);
+        assert_eq!((plan.sessions.len(), plan.turns.len()), (4, 1));
         assert_eq!(plan.sessions[1].max_queue_delay.as_millis(), 20);
+        let Some(Remote::Turn(through)) = &plan.sessions[2].remote else { panic!("{plan:?}") };
+        let reached = plan.sessions[3].turn_listen.as_ref().unwrap();
+        for (server, password) in [
+            (&plan.turns[0].server, "hunter2"),
+            (&through.server, "of the file"),
+            (&reached.server, "of the environment"),
+        ] {
+            assert_eq!(server.credentials, Some(Credentials::Fixed(UserPassword::new("alice", password))));
+        }
+        assert!(!format!("{plan:?}").contains("hunter2"));
     }
 
     #[test]
@@ -176,23 +243,42 @@ max_queue_delay = "20ms"
             ("name = \"near\"", "", 11, "missing field `name`"),
             ("\"example.org:1\"", "\"example.org:1", 13, "invalid"),
             ("example.org:1", "example.org", 13, "'example.org' is not a host and port"),
+            ("\"game\"", "\"far\"", 18, "there is a session 'far' already"),
+            ("turn:example.org\"\nuser", "turns:example.org\"\nuser", 19, "TLS to a TURN server"),
+            ("turn:example.org\"\nuser", "turn:a:hunter2@h\"\nuser", 19, "user and password are given apart"),
+            ("= \"hunter2\"", "= hunter2", 21, "must be quoted"),
+            ("= \"hunter2\"", "= \"hunter2", 21, "invalid basic string"),
+            ("= \"hunter2\"", "= \"\"", 19, "turn 'game': server needs a password"),
+            ("password = \"hunter2\"", "passwort = \"hunter2\"", 20, "user needs one of password"),
+            (
+                "password = \"hunter2\"",
+                "password = \"hunter2\"\npasswort = 1",
+                17,
+                "unknown field `passwort`",
+            ),
+            ("= \"hunter2\"", "= 4711", 21, "password must be a text in quotes"),
+            ("192.0.2.1:2", "192.0.2.1:0", 22, "turn 'game': udp_forward must name peers"),
+            ("peer = \"192.0.2.1:2\"", "per = 1", 22, "unknown field `per`"),
+            ("\"pw\"", "\"nowhere\"", 26, "password_file: no such file"),
+            ("192.0.2.1:5", "0.0.0.0:5", 26, "session 'through': remote.peer must name"),
+            ("permit = [\"192.0.2.1\"]", "permit = []", 29, "turn_listen.permit must name 1 to 256"),
         ] {
             let (at, message) = mistake(&GOOD.replace(good, bad));
             assert!(message.contains(expected), "{bad}: {message}");
             assert_eq!(at, Some(line), "{bad}: {message}");
-            assert!(!message.contains('\n'), "{message}");
+            assert!(!["\n", "hunter2", "4711"].iter().any(|text| message.contains(text)), "{message}");
         }
     }
 
     #[test]
     fn a_file_without_sessions_is_refused() {
-        assert_eq!(mistake("").1, "no [[session]] in it");
+        assert_eq!(mistake("").1, "no [[session]] and no [[turn]] in it");
         assert_eq!(mistake("[supervisor]\nworkers = 1\n").0, None);
     }
 
     #[test]
     fn only_what_leaves_the_machine_without_a_limit_is_open_to_anybody() {
-        let mut plan = Plan::from_toml(GOOD).unwrap();
+        let mut plan = Plan::from_toml(GOOD, &Kept).unwrap();
         assert_eq!(plan.open_to_anybody().map(|(session, _)| session.name.as_str()), Some("far"));
         plan.sessions[0].allow = vec!["10.0.0.0/8".parse().unwrap()];
         assert!(plan.open_to_anybody().is_none());

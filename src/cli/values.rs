@@ -1,12 +1,27 @@
 //! How single values are written.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
 
+use actix_relay::config::{AddressFamily, ConfigError};
+use actix_relay::credentials::Secret;
 use ipnet::IpNet;
 
 /// The longest of all durations, as in `SessionConfig`.
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// A value that may be complained about later: clap would repeat it, and it may hold a password.
+pub(super) type Later<T> = Result<T, ConfigError>;
+
+pub(super) fn later<T: FromStr<Err = ConfigError>>(text: &str) -> Result<Later<T>, Infallible> {
+    Ok(text.parse())
+}
+
+pub(super) fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(text.into())
+}
 
 pub(super) fn addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected IP:PORT, such as 127.0.0.1:51820 or [::1]:51820".to_owned())
@@ -25,15 +40,25 @@ pub(super) fn delay(text: &str) -> Result<Duration, String> {
 
 /// Seconds, or a duration with its unit; zero says never.
 pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    let duration = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => delay(text)?,
-    };
+    let duration = seconds(text)?;
     if duration.is_zero() || (Duration::from_millis(100)..=DAY).contains(&duration) {
         Ok(duration)
     } else {
         Err("must be 100ms to 1day, or 0 for never".to_owned())
     }
+}
+
+pub(super) fn family(text: &str) -> Result<AddressFamily, String> {
+    match text {
+        "ipv4" => Ok(AddressFamily::Ipv4),
+        "ipv6" => Ok(AddressFamily::Ipv6),
+        _ => Err("must be ipv4 or ipv6".to_owned()),
+    }
+}
+
+/// Seconds, or a duration with its unit.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).or_else(|_| delay(text))
 }
 
 pub(super) fn fwmark(text: &str) -> Result<u32, String> {

@@ -277,10 +277,10 @@ mod tests {
     #[test]
     fn a_peer_that_no_turn_server_can_reach_is_refused() {
         for (peer, expected) in [
-            ("192.0.2.1:0", "remote must name an address and a port"),
-            ("0.0.0.0:1", "remote must name an address and a port"),
-            ("[::ffff:192.0.2.1]:1", "remote must not have an IPv4 address written as IPv6"),
-            ("[fe80::1%1]:1", "remote must not have a zone"),
+            ("192.0.2.1:0", "remote.peer must name an address and a port"),
+            ("0.0.0.0:1", "remote.peer must name an address and a port"),
+            ("[::ffff:192.0.2.1]:1", "remote.peer must not have an IPv4 address written as IPv6"),
+            ("[fe80::1%1]:1", "remote.peer must not have a zone"),
         ] {
             let remote = TurnRemote::new(remote().server, peer.parse().unwrap());
             let error = complaint(&session(remote));
@@ -288,7 +288,7 @@ mod tests {
         }
         let mut over_udp = remote();
         over_udp.server.uri = "turn:h?transport=udp".parse().unwrap();
-        assert!(complaint(&session(over_udp)).contains("remote must be spoken to over TCP"));
+        assert!(complaint(&session(over_udp)).contains("remote.turn must be spoken to over TCP"));
         let nameless = remote().server.credentials(UserPassword::new("", "hunter2"));
         assert!(complaint(&session(TurnRemote::new(nameless, remote().peer))).contains("user name"));
     }
@@ -304,10 +304,10 @@ mod tests {
         let written = serde_json::to_string(&config).unwrap();
         assert!(written.contains("alice") && !written.contains("hunter2"), "{written}");
         for (permit, expected) in [
-            (vec![], "turn_listen must permit 1 to 256 peers"),
-            (vec!["192.0.2.7"; 257], "turn_listen must permit 1 to 256 peers"),
-            (vec!["::"], "turn_listen must name an address"),
-            (vec!["192.0.2.7", "2001:db8::1"], "turn_listen must permit peers of one family"),
+            (vec![], "turn_listen.permit must name 1 to 256 peers"),
+            (vec!["192.0.2.7"; 257], "turn_listen.permit must name 1 to 256 peers"),
+            (vec!["::"], "turn_listen.permit must name an address"),
+            (vec!["192.0.2.7", "2001:db8::1"], "turn_listen.permit must name peers of one family"),
         ] {
             let permit = permit.into_iter().map(|peer| peer.parse().unwrap()).collect();
             config.turn_listen = Some(TurnListen::new(listen.server.clone(), permit));
@@ -317,6 +317,6 @@ mod tests {
             TurnServer::new("turn:h?transport=udp".parse().unwrap()),
             vec!["192.0.2.7".parse().unwrap()],
         ));
-        assert!(complaint(&config).contains("turn_listen must be spoken to over TCP"));
+        assert!(complaint(&config).contains("turn_listen.server must be spoken to over TCP"));
     }
 }

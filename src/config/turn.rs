@@ -196,7 +196,7 @@ impl TurnConfig {
         checks::name(self.name.as_str()).map_err(told("name"))?;
         self.server.check(self.relayed).map_err(told("server"))?;
         if !checks::bind(self.bind, &self.server.uri.host) {
-            return Err(self.invalid("bind", "and the server's address are of different families"));
+            return Err(self.invalid("bind", "and the TURN server are of different families"));
         }
         let day = Duration::from_secs(86_400);
         if self.lifetime.is_some_and(|t| t.subsec_nanos() != 0 || t.is_zero() || t > day) {
@@ -248,7 +248,7 @@ impl TurnConfig {
         let (mut locals, mut peers) = (HashSet::new(), HashSet::new());
         for (local, peer) in pairs {
             checks::peer(*peer).map_err(|_| {
-                self.invalid(field, "must have peers with an address and a port, as the server knows them")
+                self.invalid(field, "must name peers by address and port, as the server knows them")
             })?;
             if !peers.insert(peer) {
                 return Err(self.invalid(field, "names a peer twice"));
@@ -270,9 +270,9 @@ impl TurnConfig {
         let family = self.address_family();
         match self.peers().find(|(_, peer)| AddressFamily::of(*peer) != family) {
             Some((field, _)) if self.family.is_some() => {
-                Err(self.invalid(field, "has a peer of another family than the field family names"))
+                Err(self.invalid(field, "and family differ: one is IPv4, the other IPv6"))
             }
-            Some((field, _)) => Err(self.invalid(field, "has a peer of another family than the others")),
+            Some((field, _)) => Err(self.invalid(field, "has a peer of another family than the first one")),
             None => Ok(()),
         }
     }

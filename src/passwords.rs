@@ -1,0 +1,119 @@
+//! Where the command finds passwords that stand neither in its arguments nor in its file.
+//!
+//! What goes wrong is said without repeating anything that may be part of a password.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use actix_relay::credentials::Secret;
+
+/// More than any password; a file that is none, such as `/dev/zero`, is not read to its end.
+const MAX_READ: u64 = 4096;
+
+/// Answers with the password, or says in words what is wrong with its place.
+pub(crate) trait Passwords {
+    /// A file's one line.
+    fn in_file(&self, path: &Path) -> Result<Secret, String>;
+    /// An environment variable's value.
+    fn in_environment(&self, variable: &str) -> Result<Secret, String>;
+}
+
+/// This machine's files, and the environment the command was started in.
+pub(crate) struct Here;
+
+impl Passwords for Here {
+    fn in_file(&self, path: &Path) -> Result<Secret, String> {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            File::open(path)?.take(MAX_READ + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|error| format!("{}: {error}", path.display()))?;
+        one_line(bytes).map_err(|why| format!("{} {why}", path.display()))
+    }
+
+    fn in_environment(&self, variable: &str) -> Result<Secret, String> {
+        let value = std::env::var_os(variable);
+        let value = value.ok_or_else(|| format!("the environment variable {variable} is not set"))?;
+        one_line(value.into_encoded_bytes())
+            .map_err(|why| format!("the environment variable {variable} {why}"))
+    }
+}
+
+/// The line end that editors and `echo` write is no part of a password.
+fn one_line(bytes: Vec<u8>) -> Result<Secret, &'static str> {
+    if bytes.len() as u64 > MAX_READ {
+        return Err("is too long for a password");
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8")?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    match line {
+        "" => Err("is empty"),
+        line if line.contains('\n') => Err("has more than one line"),
+        line => Ok(line.into()),
+    }
+}
+
+/// For the tests of whoever asks: one file and one variable.
+#[cfg(test)]
+pub(crate) struct Kept;
+
+#[cfg(test)]
+impl Passwords for Kept {
+    fn in_file(&self, path: &Path) -> Result<Secret, String> {
+        if path == Path::new("pw") { Ok("of the file".into()) } else { Err("no such file".into()) }
+    }
+
+    fn in_environment(&self, variable: &str) -> Result<Secret, String> {
+        if variable == "PW" { Ok("of the environment".into()) } else { Err(format!("{variable} is not set")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_s_one_line_is_the_password() {
+        for content in ["hunter2", "hunter2\n", "hunter2\r\n"] {
+            assert_eq!(Here.in_file(file(content.as_bytes()).path()).unwrap().expose(), "hunter2");
+        }
+        assert_eq!(Here.in_file(file(b" a b \n").path()).unwrap().expose(), " a b ");
+    }
+
+    #[test]
+    fn a_file_with_something_else_is_refused_without_repeating_it() {
+        let long = "hunter2".repeat(1000);
+        for (content, why) in [
+            ("".as_bytes(), "is empty"),
+            (b"\n", "is empty"),
+            (b"hunter2\nhunter2\n", "has more than one line"),
+            (b"hunter2\xff", "is not UTF-8"),
+            (long.as_bytes(), "is too long"),
+        ] {
+            let file = file(content);
+            let error = Here.in_file(file.path()).unwrap_err();
+            assert!(error.contains(why) && error.contains(file.path().to_str().unwrap()), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert!(Here.in_file(Path::new("/dev/zero")).unwrap_err().contains("is too long"));
+        assert!(Here.in_file(Path::new("/nowhere/pw")).unwrap_err().starts_with("/nowhere/pw: No such file"));
+    }
+
+    #[test]
+    fn the_environment_is_asked() {
+        assert_eq!(Here.in_environment("CARGO_PKG_NAME").unwrap().expose(), "actix-relay");
+        for variable in ["ACTIX_RELAY_NO_SUCH_VARIABLE", "A=B", ""] {
+            assert!(Here.in_environment(variable).unwrap_err().ends_with("is not set"), "{variable}");
+        }
+    }
+}
