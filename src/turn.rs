@@ -31,6 +31,7 @@ pub(crate) use crate::turn_handlers::AwaitAllocation;
 pub use crate::turn_stream::{ConnectionId, RelayStream};
 pub use error::TurnError;
 
+mod alive;
 pub(crate) mod allocation;
 mod answers;
 mod binding;

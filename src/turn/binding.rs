@@ -146,6 +146,10 @@ impl Allocation {
                 let reason = message.error.map(|(_, reason)| reason).unwrap_or_default();
                 let error = TurnError::Refused { request: "ConnectionBind", code, reason };
                 self.connection_failed(key, error);
+                if code == 437 {
+                    self.probe(now);
+                    self.pump(now);
+                }
             }
             (Class::Success, None) => {
                 let why =
@@ -181,6 +185,8 @@ impl Allocation {
     pub(crate) fn data_failed(&mut self, key: Key, why: String) {
         let is_bound = |phase: &Phase| matches!(phase, Phase::Bound);
         if self.connections.get(key).is_some_and(|connection| !is_bound(&connection.phase)) {
+            self.transactions
+                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
             self.connection_failed(key, TurnError::DataConnection { why });
         }
     }
