@@ -21,16 +21,20 @@ pub(crate) fn command(server: &str, peer: SocketAddr) -> Outcome<(Command, Liste
     let (mut local, mut relayed) = (None, None);
     let listen = move |line: &str| {
         let event: Value = serde_json::from_str(line).ok()?;
-        local = local.or_else(|| address(&event, "local_udp"));
-        relayed = relayed.or_else(|| address(&event, "relayed"));
-        Some(Ready { local: local?, relayed: relayed? })
+        match event["event"].as_str()? {
+            "turn_started" => local = address(&event["local_udp"][0]),
+            "allocation_created" => relayed = address(&event["relayed"]),
+            "channel_bound" => return Some(Ready { local: local?, relayed: relayed? }),
+            _ => {}
+        }
+        None
     };
     Ok((command, Box::new(listen)))
 }
 
 /// A field of one of the command's events.
-fn address(event: &Value, field: &str) -> Option<SocketAddr> {
-    event.get(field)?.as_str()?.parse().ok()
+fn address(field: &Value) -> Option<SocketAddr> {
+    field.as_str()?.parse().ok()
 }
 
 /// The command: the one that `ACTIX_RELAY` names, or a fresh build, once.
