@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::flow::tests::any_instant;
 use crate::stun::{self, Method, TransactionId};
-use server::{Fault, Login as Offer, Server};
+use server::{Asked, Fault, Login as Offer, Server};
 
 #[path = "login_tests.rs"]
 mod login;
+#[path = "refusal_tests.rs"]
+mod refusal;
 #[path = "server_tests.rs"]
 mod server;
 
@@ -274,6 +276,13 @@ impl Pair {
         let asked = self.server.log.iter().filter(|asked| asked.method() == method);
         asked.map(|asked| (asked.at - self.start).as_millis()).collect()
     }
+}
+
+/// The most requests that came within this time.
+fn busiest(pair: &Pair, time: Duration) -> usize {
+    let log = &pair.server.log;
+    let within = |first: &Asked| log.iter().filter(|it| it.at >= first.at && it.at < first.at + time).count();
+    log.iter().map(within).max().unwrap_or(0)
 }
 
 /// The requests of a control connection, and the one of a data connection.

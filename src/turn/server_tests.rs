@@ -1,7 +1,7 @@
 //! Not tests but what they talk to: a TURN server that follows the RFCs and can be told to break them. It writes
 //! with stun-types, so that another implementation is asked what is right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -188,6 +188,8 @@ pub(super) struct Server {
     /// What it grants, in seconds.
     pub(super) lifetime: u32,
     pub(super) held: Option<Held>,
+    /// To these it relays nothing: 403.
+    pub(super) forbidden: BTreeSet<IpAddr>,
     rules: Vec<(Method, usize, Fault)>,
     /// All that the client sent, also what was lost.
     pub(super) log: Vec<Asked>,
@@ -206,6 +208,7 @@ impl Server {
             nonce_since: None,
             lifetime: 600,
             held: None,
+            forbidden: BTreeSet::new(),
             rules: Vec::new(),
             log: Vec::new(),
             next_connection: 100,
@@ -221,10 +224,6 @@ impl Server {
 
     pub(super) fn change(&mut self, method: Method, times: usize, change: impl Fn(&mut Answer) + 'static) {
         self.fault(method, times, Fault::Change(Box::new(change)));
-    }
-
-    pub(super) fn has_faults(&self) -> bool {
-        self.rules.iter().any(|(_, times, _)| *times > 0 && *times < usize::MAX)
     }
 
     /// No more faults.
@@ -370,6 +369,9 @@ impl Server {
         let answer = self.reply(asked, MessageClass::Success);
         let Some(held) = &mut self.held else { return self.error(asked, 437) };
         held.permissions.retain(|_, until| *until > now);
+        if asked.peers().iter().any(|peer| self.forbidden.contains(&peer.ip())) {
+            return self.error(asked, 403);
+        }
         match asked.method() {
             Method::REFRESH => self.refresh(now, asked, answer),
             Method::CREATE_PERMISSION => {
