@@ -9,12 +9,18 @@ use crate::flow::tests::any_instant;
 use crate::stun::{self, Method, TransactionId};
 use server::{Asked, Fault, Login as Offer, Server};
 
+#[path = "hostile_tests.rs"]
+mod hostile;
 #[path = "login_tests.rs"]
 mod login;
+#[path = "loss_tests.rs"]
+mod loss;
 #[path = "refusal_tests.rs"]
 mod refusal;
 #[path = "server_tests.rs"]
 mod server;
+#[path = "timer_tests.rs"]
+mod timer;
 
 /// Requests that may be on their way and in line for all that these tests ask for.
 const MAX_REQUESTS: usize = 400;
@@ -249,6 +255,11 @@ impl Pair {
         self.settle();
     }
 
+    /// The answer that is on its way.
+    fn pending_answer(&self) -> Option<Vec<u8>> {
+        self.answers.first().map(|(_, _, bytes)| bytes.clone())
+    }
+
     /// A message from the server, and whether it had an effect.
     fn message(&mut self, bytes: &[u8]) -> bool {
         self.act(|core, now| core.handle_message(now, bytes))
@@ -329,7 +340,7 @@ fn is_done(pair: &Pair, method: Method) -> bool {
         Method::REFRESH => told.is_empty() && core.granted().is_some_and(|granted| granted.refresh.is_some()),
         Method::CREATE_PERMISSION => told == [Output::Permitted { peers: vec![ip(1)] }],
         Method::CHANNEL_BIND => told.contains(&Output::ChannelBound { channel: 0x4000, peer: peer(1) }),
-        Method::CONNECT => matches!(told[0], Output::Dial { .. }),
+        Method::CONNECT => matches!(told[..], [Output::Dial { .. }, ..]),
         _ => matches!(told[..], [Output::Dial { .. }, Output::Bound { connection: 100, .. }]),
     }
 }

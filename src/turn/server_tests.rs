@@ -99,6 +99,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// A message that nobody asked for.
+    pub(super) fn unasked(class: MessageClass, method: Method) -> Self {
+        Self { class, method, id: 9u128.into(), attributes: Vec::new(), sealing: Sealing::No }
+    }
+
     pub(super) fn put(&mut self, attribute: &dyn AttributeWrite) {
         let raw = attribute.to_raw();
         self.attributes.push((raw.get_type().value(), raw.value.to_vec()));
