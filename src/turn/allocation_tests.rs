@@ -9,6 +9,8 @@ use crate::flow::tests::any_instant;
 use crate::stun::{self, Method, TransactionId};
 use server::{Asked, Fault, Login as Offer, Server};
 
+#[path = "binding_tests.rs"]
+mod binding;
 #[path = "hostile_tests.rs"]
 mod hostile;
 #[path = "login_tests.rs"]
@@ -258,6 +260,11 @@ impl Pair {
     /// The answer that is on its way.
     fn pending_answer(&self) -> Option<Vec<u8>> {
         self.answers.first().map(|(_, _, bytes)| bytes.clone())
+    }
+
+    /// Takes the next answer out, to be given by the test.
+    fn take_answer(&mut self) -> Option<Vec<u8>> {
+        (!self.answers.is_empty()).then(|| self.answers.remove(0).2)
     }
 
     /// A message from the server, and whether it had an effect.

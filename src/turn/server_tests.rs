@@ -299,6 +299,16 @@ impl Server {
         }
     }
 
+    /// A peer has connected to the relayed address.
+    pub(super) fn attempt(&mut self, peer: SocketAddr, class: MessageClass) -> Vec<u8> {
+        let mut message = Answer::unasked(class, Method::CONNECTION_ATTEMPT);
+        message.put(&ConnectionId::new(self.next_connection));
+        message.put(&XorPeerAddress::new(peer, message.id));
+        self.held.as_mut().unwrap().unbound.insert(self.next_connection, peer);
+        self.next_connection += 1;
+        message.write()
+    }
+
     fn reply(&self, asked: &Asked, class: MessageClass) -> Answer {
         let sealing = match asked.integrity() {
             None => Sealing::No,
