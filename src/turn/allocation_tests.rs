@@ -17,6 +17,8 @@ mod hostile;
 mod login;
 #[path = "loss_tests.rs"]
 mod loss;
+#[path = "model_tests.rs"]
+mod model;
 #[path = "refusal_tests.rs"]
 mod refusal;
 #[path = "server_tests.rs"]
@@ -264,7 +266,19 @@ impl Pair {
 
     /// Takes the next answer out, to be given by the test.
     fn take_answer(&mut self) -> Option<Vec<u8>> {
-        (!self.answers.is_empty()).then(|| self.answers.remove(0).2)
+        self.lose_answer(0).map(|(_, bytes)| bytes)
+    }
+
+    fn lose_answer(&mut self, which: usize) -> Option<(Option<Key>, Vec<u8>)> {
+        let (_, key, bytes) = (which < self.answers.len()).then(|| self.answers.remove(which))?;
+        Some((key, bytes))
+    }
+
+    /// An answer comes once more, later; streams do not do that.
+    fn repeat_answer(&mut self, which: usize) {
+        if let Some((at, None, bytes)) = self.answers.get(which).cloned() {
+            self.answers.insert(which, (at + millis(7), None, bytes));
+        }
     }
 
     /// A message from the server, and whether it had an effect.
