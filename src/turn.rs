@@ -384,6 +384,7 @@ impl TurnClientActor {
     }
 
     fn counters(&self) -> TurnCounters {
+        self.forwards.expire(now());
         self.sockets.totals.snapshot().into()
     }
 

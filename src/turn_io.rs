@@ -304,6 +304,9 @@ impl Running {
         self.data.poll(cx, now, core);
         let (sent, heard) = forwards.take_activity();
         core.note_data(sent, heard);
+        if forwards.take_refused() {
+            core.unreachable(now, &icmp(self.server));
+        }
         if let Some(due) = core.poll_timeout()
             && due <= now
         {

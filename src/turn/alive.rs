@@ -9,9 +9,12 @@ use super::transactions::{Pending, Request};
 use crate::stun::{self, Class, Method};
 
 /// How often it is looked whether the server is still there.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Data goes out and nothing has come back for this long: the server is asked by Refresh.
-const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Data goes out and nothing has come back for this long: the server is asked by Refresh. Where it knows us all the
+/// same, for the peer may have nothing to say, twice as long is waited the next time …
+pub(super) const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(3);
+/// … and at most so long, until data comes again.
+const MAX_UNANSWERED_TIMEOUT: Duration = Duration::from_secs(15);
 /// Nothing at all has come for this long: the same.
 const SILENT_TIMEOUT: Duration = Duration::from_secs(25);
 /// Over UDP something is sent this often, for the NATs on the way (RFC 8656 §3.2: their bindings may be short).
@@ -26,6 +29,9 @@ impl Allocation {
     pub(crate) fn note_data(&mut self, sent: Option<Instant>, heard: Option<Instant>) {
         self.data_sent = self.data_sent.max(sent);
         self.sent = self.sent.max(sent.unwrap_or(self.sent));
+        if heard > Some(self.heard) {
+            self.patience = UNANSWERED_TIMEOUT;
+        }
         self.heard = self.heard.max(heard.unwrap_or(self.heard));
     }
 
@@ -65,8 +71,10 @@ impl Allocation {
         }
         self.next_check = now + CHECK_INTERVAL;
         let unanswered = self.data_sent.is_some_and(|sent| sent > self.heard);
-        let patience = if unanswered { UNANSWERED_TIMEOUT } else { SILENT_TIMEOUT };
-        if now >= self.heard + patience {
+        if unanswered && now >= self.heard + self.patience {
+            self.patience = (self.patience * 2).min(MAX_UNANSWERED_TIMEOUT);
+            self.probe(now);
+        } else if now >= self.heard + SILENT_TIMEOUT {
             self.probe(now);
         } else if !self.reliable && now >= self.sent + KEEP_ALIVE_INTERVAL {
             let id = self.ids.next();

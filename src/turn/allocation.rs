@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::alive::CHECK_INTERVAL;
+use super::alive::{CHECK_INTERVAL, UNANSWERED_TIMEOUT};
 use super::channels::Channels;
 use super::connections::{Connections, Key};
 use super::error::TurnError;
@@ -166,6 +166,8 @@ pub(crate) struct Allocation {
     /// When the server last showed that it knows the allocation.
     pub(super) known: Instant,
     pub(super) data_sent: Option<Instant>,
+    /// Data without an answer for so long makes the server be asked.
+    pub(super) patience: Duration,
     pub(super) next_check: Instant,
     pub(super) unreachable: (u32, Option<Instant>),
     outputs: VecDeque<Output>,
@@ -195,6 +197,7 @@ impl Allocation {
             sent: now,
             known: now,
             data_sent: None,
+            patience: UNANSWERED_TIMEOUT,
             next_check: now + CHECK_INTERVAL,
             unreachable: (0, None),
             outputs: VecDeque::new(),

@@ -38,7 +38,12 @@ impl Allocation {
         let trusting = self.trust_unsealed_bind;
         let Some(pending) = self.transactions.find(message.id, message.method) else { return false };
         if !is_believed(message, &pending.request, pending.seal.as_ref(), has_account, trusting) {
-            pending.unbelieved = Some(message.error.as_ref().map_or(0, |(code, _)| *code));
+            let code = message.error.as_ref().map_or(0, |(code, _)| *code);
+            pending.unbelieved = Some(code);
+            if code == 400 && pending.bare.is_none() {
+                pending.bare = Some(true);
+                self.transactions.take(message.id).into_iter().for_each(|it| self.transactions.ask_again(it));
+            }
             return false;
         }
         let Some(pending) = self.transactions.take(message.id) else { return false };
@@ -64,6 +69,7 @@ impl Allocation {
 
     fn on_challenge(&mut self, now: Instant, mut pending: Pending, by: &Received<'_>) {
         let name = pending.request.name();
+        pending.bare = pending.bare.map(|_| false);
         let code = by.error.as_ref().map_or(0, |(code, _)| *code);
         // Other credentials may have come since it was sealed: they have not been refused yet.
         let refused = pending.seal.as_ref().filter(|seal| code == 401 && self.login.uses(seal));
@@ -269,7 +275,7 @@ fn is_believed(
         }
         // A server that grants without asking who we are, although we have a password: not ours.
         (None, None) => !has_account,
-        (None, Some(_)) => true,
+        (None, Some(_)) => !has_account || matches!(request, Request::Allocate { .. }),
     }
 }
 

@@ -140,6 +140,9 @@ pub(crate) struct Pending {
     pub(crate) unbelieved: Option<u16>,
     /// 401 was answered although it was sealed, and it was tried again with what the server then said.
     pub(crate) refused_once: bool,
+    /// It is sent without a seal, once, so that the server says what it wants now: a server that was replaced may
+    /// answer 400, which cannot be believed, to a nonce of the one before.
+    pub(crate) bare: Option<bool>,
     /// Other credentials were asked for.
     pub(crate) asked: bool,
     challenges: u8,
@@ -159,6 +162,7 @@ impl Pending {
             began: now,
             unbelieved: None,
             refused_once: false,
+            bare: None,
             asked: false,
             challenges: 0,
             bytes: Vec::new(),
@@ -240,8 +244,8 @@ impl Transactions {
         let next = self.waiting.iter().position(|it| bulk < MAX_IN_FLIGHT || !it.request.is_bulk())?;
         let mut pending = self.waiting.remove(next)?;
         pending.id = ids.next();
-        pending.seal = seal.cloned();
-        match seal_request(&pending.request, pending.id, seal.map(|seal| &**seal)) {
+        pending.seal = seal.filter(|_| pending.bare != Some(true)).cloned();
+        match seal_request(&pending.request, pending.id, pending.seal.as_deref()) {
             Ok(bytes) => pending.bytes = bytes,
             Err(error) => return Some(Err((pending, error))),
         }
