@@ -21,7 +21,7 @@ fn over_udp_any_request_and_any_answer_may_be_lost_six_times() {
                 lose(&mut pair, method, times, answers);
                 ask(&mut pair, method);
                 let began = (pair.now - pair.start).as_millis();
-                pair.run(secs(33));
+                pair.run(millis(REPEATED[times] as u64 + 300));
                 assert!(is_done(&pair, method), "{method:?} {times} {answers} {:?}", pair.told);
                 if method != Method::ALLOCATE {
                     let sent: Vec<u128> = pair.asked(method).iter().map(|at| at - began).collect();
