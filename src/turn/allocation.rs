@@ -269,8 +269,11 @@ impl Allocation {
     /// installed already.
     ///
     /// # Errors
-    /// There are too many.
+    /// There are too many, or it has ended.
     pub(crate) fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<Vec<IpAddr>, TurnError> {
+        if self.state == State::Ended {
+            return Err(TurnError::NoAllocation { retrying: false });
+        }
         for peer in peers {
             if !self.permissions.want(now, *peer) {
                 let limit = super::permissions::MAX_PERMISSIONS;
@@ -296,10 +299,13 @@ impl Allocation {
     /// bound already.
     ///
     /// # Errors
-    /// There are too many, or the allocation is not for UDP.
+    /// There are too many, the allocation is not for UDP, or it has ended.
     pub(crate) fn bind_channel(&mut self, now: Instant, peer: SocketAddr) -> Result<Option<u16>, TurnError> {
         if self.relayed == Relayed::Tcp {
             return Err(TurnError::WrongTransport { request: "ChannelBind", needed: "a UDP" });
+        }
+        if self.state == State::Ended {
+            return Err(TurnError::NoAllocation { retrying: false });
         }
         if self.channels.want(now, peer).is_none() {
             return Err(TurnError::TooMany { what: "channels", limit: super::channels::MAX_CHANNELS });

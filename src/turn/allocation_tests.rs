@@ -7,12 +7,24 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::flow::tests::any_instant;
 use crate::stun::{self, Method, TransactionId};
-use server::{Fault, Login as Offer, Server};
+use server::{Asked, Fault, Login as Offer, Server};
 
+#[path = "binding_tests.rs"]
+mod binding;
+#[path = "hostile_tests.rs"]
+mod hostile;
 #[path = "login_tests.rs"]
 mod login;
+#[path = "loss_tests.rs"]
+mod loss;
+#[path = "model_tests.rs"]
+mod model;
+#[path = "refusal_tests.rs"]
+mod refusal;
 #[path = "server_tests.rs"]
 mod server;
+#[path = "timer_tests.rs"]
+mod timer;
 
 /// Requests that may be on their way and in line for all that these tests ask for.
 const MAX_REQUESTS: usize = 400;
@@ -247,6 +259,28 @@ impl Pair {
         self.settle();
     }
 
+    /// The answer that is on its way.
+    fn pending_answer(&self) -> Option<Vec<u8>> {
+        self.answers.first().map(|(_, _, bytes)| bytes.clone())
+    }
+
+    /// Takes the next answer out, to be given by the test.
+    fn take_answer(&mut self) -> Option<Vec<u8>> {
+        self.lose_answer(0).map(|(_, bytes)| bytes)
+    }
+
+    fn lose_answer(&mut self, which: usize) -> Option<(Option<Key>, Vec<u8>)> {
+        let (_, key, bytes) = (which < self.answers.len()).then(|| self.answers.remove(which))?;
+        Some((key, bytes))
+    }
+
+    /// An answer comes once more, later; streams do not do that.
+    fn repeat_answer(&mut self, which: usize) {
+        if let Some((at, None, bytes)) = self.answers.get(which).cloned() {
+            self.answers.insert(which, (at + millis(7), None, bytes));
+        }
+    }
+
     /// A message from the server, and whether it had an effect.
     fn message(&mut self, bytes: &[u8]) -> bool {
         self.act(|core, now| core.handle_message(now, bytes))
@@ -274,6 +308,13 @@ impl Pair {
         let asked = self.server.log.iter().filter(|asked| asked.method() == method);
         asked.map(|asked| (asked.at - self.start).as_millis()).collect()
     }
+}
+
+/// The most requests that came within this time.
+fn busiest(pair: &Pair, time: Duration) -> usize {
+    let log = &pair.server.log;
+    let within = |first: &Asked| log.iter().filter(|it| it.at >= first.at && it.at < first.at + time).count();
+    log.iter().map(within).max().unwrap_or(0)
 }
 
 /// The requests of a control connection, and the one of a data connection.
@@ -320,7 +361,7 @@ fn is_done(pair: &Pair, method: Method) -> bool {
         Method::REFRESH => told.is_empty() && core.granted().is_some_and(|granted| granted.refresh.is_some()),
         Method::CREATE_PERMISSION => told == [Output::Permitted { peers: vec![ip(1)] }],
         Method::CHANNEL_BIND => told.contains(&Output::ChannelBound { channel: 0x4000, peer: peer(1) }),
-        Method::CONNECT => matches!(told[0], Output::Dial { .. }),
+        Method::CONNECT => matches!(told[..], [Output::Dial { .. }, ..]),
         _ => matches!(told[..], [Output::Dial { .. }, Output::Bound { connection: 100, .. }]),
     }
 }

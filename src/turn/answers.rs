@@ -114,10 +114,7 @@ impl Allocation {
         if pending.seal.is_some() {
             self.confirmed = self.confirmed.max(Some(pending.sent));
         }
-        let unknown = message
-            .unknown_required
-            .first()
-            .map(|kind| format!("it holds the attribute {kind:#06x}, which must be understood and is not"));
+        let unknown = message.unknown_required.first().map(|kind| not_understood(*kind));
         match (&pending.request, unknown) {
             (Request::Refresh { lifetime: 0 }, _) => return self.end(TurnError::Told),
             (Request::Allocate { .. }, unknown) => return self.on_allocated(now, pending, message, unknown),
@@ -284,6 +281,10 @@ fn is_believed(
 
 pub(super) fn bad(request: &Request, why: impl Into<String>) -> TurnError {
     TurnError::BadAnswer { request: request.name(), why: why.into() }
+}
+
+pub(super) fn not_understood(attribute: u16) -> String {
+    format!("it holds the attribute {attribute:#06x}, which must be understood and is not")
 }
 
 fn is_of(family: Family, ip: std::net::IpAddr) -> bool {

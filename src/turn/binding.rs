@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::allocation::{Allocation, Output, State};
-use super::answers::bad;
+use super::answers::{bad, not_understood};
 use super::connections::{Key, Phase};
 use super::error::TurnError;
 use super::transactions::{Request, seal_request};
@@ -139,6 +139,9 @@ impl Allocation {
         let code = message.error.as_ref().map(|(code, _)| *code);
         let sealed = seal.as_ref().is_none_or(|seal| message.is_sealed_with(&seal.key, seal.integrity));
         match (message.class, code) {
+            (Class::Success, None) if !message.unknown_required.is_empty() => {
+                self.connection_failed(key, bad(&request, not_understood(message.unknown_required[0])));
+            }
             (Class::Success, None) if sealed || self.trust_unsealed_bind => self.on_bound(key),
             (Class::Error, Some(code @ (401 | 438))) => self.on_bind_challenged(now, key, code, &message),
             // On a connection of its own nobody but the server can answer, or all is lost anyway.

@@ -10,6 +10,8 @@ pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 const REFRESH_BEFORE: Duration = Duration::from_secs(60);
 /// One that was refused is asked for again after this.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// With one that is due all are asked for that are within this time.
+const TOGETHER_INTERVAL: Duration = Duration::from_secs(5);
 /// Addresses that may be permitted at a time: as many as there may be channels, each of which needs one.
 pub(crate) const MAX_PERMISSIONS: usize = 1024;
 /// Addresses in one CreatePermission.
@@ -96,14 +98,13 @@ impl Permissions {
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Vec<IpAddr>> {
         let mut requests: Vec<Vec<IpAddr>> = Vec::new();
         let mut together: Vec<IpAddr> = Vec::new();
+        let is_due = |it: &Permission| !it.alone && it.due.is_some_and(|due| due <= now);
+        let until = if self.all.values().any(is_due) { now + TOGETHER_INTERVAL } else { now };
         for (peer, permission) in &mut self.all {
-            if permission.due.is_none_or(|due| due > now) {
-                continue;
-            }
-            if !permission.alone {
+            if !permission.alone && permission.due.is_some_and(|due| due <= until) {
                 permission.due = None;
                 together.push(*peer);
-            } else if self.retries.ask(now, *peer) {
+            } else if permission.due.is_some_and(|due| due <= now) && self.retries.ask(now, *peer) {
                 permission.due = None;
                 requests.push(vec![*peer]);
             }
