@@ -179,15 +179,18 @@ impl Intake<'_> {
     }
 
     fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) {
-        let Self { forwards, now, .. } = self;
+        let Self { core, forwards, now } = self;
         forwards.heard = Some(*now);
         match forwards.channels.get(&channel) {
             Some((_, path)) if path.has_local() => {
                 path.deliver(*now, datagrams);
             }
             Some((peer, _)) => forwards.deliver(*now, *peer, datagrams),
-            // Bound by an answer that is not here yet, or no more.
-            None => forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
+            // Right behind the answer that bound it; or its peer is forbidden.
+            None => match core.channels().all_bound(*now).into_iter().find(|(bound, _)| *bound == channel) {
+                Some((_, peer)) => forwards.deliver(*now, peer, datagrams),
+                None => forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
+            },
         }
     }
 
@@ -197,7 +200,12 @@ impl Intake<'_> {
         match data::data_indication(message) {
             Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
                 forwards.heard = Some(*now);
-                forwards.deliver(*now, peer, iter::once(datagram));
+                if core.permissions().is_granted(*now, peer.ip()) {
+                    forwards.deliver(*now, peer, iter::once(datagram));
+                } else {
+                    // Forbidden: the server has not forgotten the permission yet.
+                    forwards.counters.dropped(DropReason::NoApplication, 1);
+                }
             }
             Some(DataIndication { peer, icmp: Some((kind, code)), .. }) => {
                 if forwards.icmp.len() < MAX_ICMP {
