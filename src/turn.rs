@@ -64,7 +64,8 @@ pub struct Permit {
 }
 
 /// Takes permissions back, and the channels to these addresses. TURN has no message for that: what these peers
-/// send is dropped here at once, and by the server when the permission has run out (5 minutes).
+/// send is dropped here at once, and their attempts to connect are rejected; by the server only when the permission
+/// has run out (5 minutes). Connections that are there stay.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Forbid {

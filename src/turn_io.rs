@@ -395,6 +395,7 @@ impl ActorFuture<TurnClientActor> for Drive {
             act.report_icmp();
             let Phase::Running(running) = &mut act.phase else { return Poll::Pending };
             // What was sent just now on a stream is written in this turn.
+            let more = more || running.data.is_fresh();
             if !more && !running.flush(cx) && !running.poll_timer(cx) {
                 return Poll::Pending;
             }

@@ -152,7 +152,9 @@ impl TurnClientActor {
 
     fn attempt(&mut self, key: Key, connection: ConnectionId, peer: SocketAddr, ctx: &mut Context<Self>) {
         let Phase::Running(running) = &mut self.phase else { return };
-        if self.gate.streams.is_none() && self.config.tcp_forward.is_none() {
+        let is_taken = self.gate.streams.is_some() || self.config.tcp_forward.is_some();
+        // The server lets a forbidden peer in until the permission has run out.
+        if !is_taken || !running.core.permissions().is_granted(now(), peer.ip()) {
             return running.core.reject(key);
         }
         let Some(gate) = self.gate.gate.clone() else { return running.core.accept(now(), key) };

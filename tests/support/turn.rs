@@ -154,6 +154,18 @@ impl Handler<PeerConnectionAttempt> for Keeper {
     }
 }
 
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Leave;
+
+impl Handler<Leave> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
 impl Handler<RelayConnectionAccepted> for Keeper {
     type Result = ();
 
@@ -177,6 +189,19 @@ impl Gate {
     /// The same without being asked.
     pub fn takes_all(&self) -> SetGate {
         SetGate { gate: None, streams: Some(self.addr.clone().recipient()) }
+    }
+
+    /// Ends its actor.
+    pub async fn stop(self) {
+        let addr = self.addr.clone();
+        addr.do_send(Leave);
+        drop(self);
+        soon("the gate's end", async {
+            while addr.connected() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// The next attempt that it was asked about.

@@ -139,6 +139,8 @@ pub enum Treatment {
     CutAtAnswer,
     /// This is written to the client, and nothing carried.
     Say(&'static [u8]),
+    /// What the server sends waits until it has come to so many bytes; then it goes in one write.
+    Gather(usize),
 }
 
 /// Takes connections at `addr` and makes one to the server for each.
@@ -198,12 +200,18 @@ async fn serve(mut near: TcpStream, target: SocketAddr, how: Treatment, mut cut:
         };
         let down = async {
             let mut buffer = vec![0; 16 << 10];
-            while let Ok(len @ 1..) = from_far.read(&mut buffer).await {
+            let mut filled = 0;
+            while let Ok(more @ 1..) = from_far.read(&mut buffer[filled..]).await {
+                filled += more;
+                if matches!(how, Treatment::Gather(wanted) if filled < wanted) {
+                    continue;
+                }
+                let len = std::mem::take(&mut filled);
                 if how == Treatment::CutAtAnswer {
                     return Err(());
                 }
-                let piece = if how == Treatment::ByteByByte { 1 } else { len };
-                for piece in buffer[..len].chunks(piece) {
+                let how_much = if how == Treatment::ByteByByte { 1 } else { len };
+                for piece in buffer[..len].chunks(how_much) {
                     let _ = to_near.write_all(piece).await;
                     tokio::task::yield_now().await;
                 }
