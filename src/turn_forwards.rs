@@ -45,6 +45,8 @@ pub(crate) struct Forwards {
     paths: HashMap<SocketAddr, Arc<PeerPath>>,
     /// By channel number; those of this allocation.
     channels: HashMap<u16, (SocketAddr, Arc<PeerPath>)>,
+    /// Those without an endpoint that the control socket has not taken all of yet.
+    kept: Vec<Arc<PeerPath>>,
     recipient: Option<Recipient<DatagramsReceived>>,
     /// Of the control stream, and of what has no path.
     pub(crate) counters: Arc<LiveCounters>,
@@ -65,6 +67,7 @@ impl Forwards {
             endpoints: Vec::new(),
             paths: HashMap::new(),
             channels: HashMap::new(),
+            kept: Vec::new(),
             recipient: None,
             counters: totals.counters(),
             queue_bytes: config.queue_bytes,
@@ -124,6 +127,11 @@ impl Forwards {
     pub(crate) fn close(&self) {
         self.paths.values().for_each(|path| path.end());
         self.endpoints.iter().for_each(|(_, endpoint)| endpoint.do_send(StopEndpoint));
+    }
+
+    /// Goes on with what the control socket did not take at once. Where there is an endpoint it does that.
+    pub(crate) fn poll_kept(&mut self, cx: &mut Context<'_>) {
+        self.kept.retain(|path| path.poll_ready(cx).is_pending());
     }
 
     /// When data was last sent and received.
@@ -329,6 +337,9 @@ impl TurnClientActor {
             let mut batch = BatchBuilder::with_capacity(Framing::Rfc4571, 0);
             fitting.iter().for_each(|datagram| batch.push(datagram, datagram.len()));
             path.send_batch(now, batch.finish());
+            if !path.has_local() && !self.forwards.kept.iter().any(|kept| Arc::ptr_eq(kept, path)) {
+                self.forwards.kept.push(path.clone());
+            }
             return Ok(());
         }
         if !running.core.permissions().is_granted(now, peer.ip()) {

@@ -259,6 +259,13 @@ impl Running {
         }
     }
 
+    /// Counts what was queued for the server and will not reach it.
+    pub(crate) fn close(&self) {
+        if let Control::Tcp { flow, .. } = &self.control {
+            flow.close();
+        }
+    }
+
     /// The way of a channel's datagrams to the server.
     pub(crate) fn route(&self, channel: u16) -> Route {
         match &self.control {
@@ -302,6 +309,7 @@ impl Running {
         let more = self.poll_control(cx, now, forwards);
         let core = &mut self.core;
         self.data.poll(cx, now, core);
+        forwards.poll_kept(cx);
         let (sent, heard) = forwards.take_activity();
         core.note_data(sent, heard);
         if let Some(due) = core.poll_timeout()

@@ -313,3 +313,28 @@ async fn nothing_is_lost_when_a_channel_takes_the_place_of_indications() {
     assert_eq!(info(&client).await.counters.drops.total(), 0);
     house.shutdown().await;
 }
+
+/// Over TCP, to a server that reads nothing and then dies: what was queued is counted as lost, once.
+#[actix::test]
+async fn every_datagram_is_sent_or_counted_when_the_control_connection_ends() {
+    const COUNT: u64 = 3000;
+    let mut coturn = Coturn::start();
+    let mut house = House::new().await;
+    let peer = udp().await;
+    let client = house.turn(forwarding(server(&coturn.uri("tcp")), &[])).await;
+    house.allocated("turn").await;
+    let peer = peer.local_addr().unwrap();
+    client.send(BindChannel { peer }).await.unwrap().unwrap();
+    coturn.pause();
+    for _ in 0..COUNT / 10 {
+        let datagrams = vec![Bytes::from(vec![7; 4000]); 10];
+        client.send(SendDatagrams { peer, datagrams }).await.unwrap().unwrap();
+    }
+    coturn.kill();
+    let deleted = |event: &TurnEvent| matches!(event, TurnEvent::AllocationDeleted { .. }).then_some(());
+    house.turn_event("turn", deleted).await;
+    let counters = info(&client).await.counters;
+    assert!(counters.drops.connection_lost > 0 && counters.drops.queue_full > 0, "{counters:?}");
+    assert_eq!(counters.to_peers.datagrams + counters.drops.total(), COUNT, "{counters:?}");
+    house.shutdown().await;
+}
