@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -65,7 +65,8 @@ pub struct Permit {
 }
 
 /// Takes permissions back, and the channels to these addresses. TURN has no message for that: what these peers
-/// send is dropped here at once, and by the server when the permission has run out (5 minutes).
+/// send is dropped here at once, and their attempts to connect are rejected; by the server only when the permission
+/// has run out (5 minutes). Connections that are there stay.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Forbid {
@@ -224,6 +225,7 @@ pub(crate) enum Phase {
     /// Failed; the supervisor will say when to try again.
     Backoff {
         until: SystemTime,
+        due: Instant,
     },
     /// The server is being resolved and connected to.
     Opening(SpawnHandle),
@@ -238,17 +240,20 @@ pub(crate) struct Ended {
     pub(crate) relayed: Option<SocketAddr>,
 }
 
+/// Where an answer goes.
+type Waiter<T> = oneshot::Sender<Result<T, TurnError>>;
+
 /// Those who wait for an answer.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    pub(crate) allocate: Vec<oneshot::Sender<Result<(), TurnError>>>,
+    pub(crate) allocate: Vec<Waiter<()>>,
     /// For the next success, over any number of failures.
     pub(crate) ready: Vec<oneshot::Sender<()>>,
     pub(crate) deallocate: Vec<oneshot::Sender<()>>,
     /// With the addresses that are still to be permitted.
-    pub(crate) permit: Vec<(BTreeSet<IpAddr>, oneshot::Sender<Result<(), TurnError>>)>,
-    pub(crate) bind: HashMap<SocketAddr, Vec<oneshot::Sender<Result<ChannelNumber, TurnError>>>>,
-    pub(crate) connect: HashMap<connections::Key, oneshot::Sender<Result<RelayStream, TurnError>>>,
+    pub(crate) permit: Vec<(BTreeSet<IpAddr>, Waiter<()>)>,
+    pub(crate) bind: HashMap<SocketAddr, Vec<Waiter<ChannelNumber>>>,
+    pub(crate) connect: HashMap<connections::Key, Waiter<RelayStream>>,
 }
 
 /// Answers that may be awaited at once; more are refused.
@@ -334,7 +339,7 @@ impl TurnClientActor {
     pub(crate) fn state(&self) -> TurnState {
         match &self.phase {
             Phase::Idle => TurnState::Idle,
-            Phase::Backoff { until } => TurnState::Backoff { until: *until },
+            Phase::Backoff { until, .. } => TurnState::Backoff { until: *until },
             Phase::Opening(_) => TurnState::Connecting,
             Phase::Running(running) => running.state(),
         }
@@ -357,7 +362,12 @@ impl TurnClientActor {
     }
 
     pub(crate) fn no_allocation(&self) -> TurnError {
-        TurnError::NoAllocation { retrying: self.is_wanted() && !matches!(self.phase, Phase::Idle) }
+        let is_at_it = match self.phase {
+            // When the next attempt is the supervisor has not said yet.
+            Phase::Idle => self.ended.is_some() && self.config.again,
+            _ => true,
+        };
+        TurnError::NoAllocation { retrying: self.is_wanted() && is_at_it }
     }
 
     pub(crate) fn info(&self) -> AllocationInfo {
@@ -476,7 +486,7 @@ impl Handler<RestartPart> for TurnClientActor {
 
     fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
         match message.part {
-            Part::Allocation => self.allocate_if_wanted(ctx),
+            Part::Allocation => self.retry(ctx),
             Part::Endpoint(Some(forward)) => self.restart_forward(forward),
             _ => {}
         }

@@ -259,6 +259,13 @@ impl Running {
         }
     }
 
+    /// Counts what was queued for the server and will not reach it.
+    pub(crate) fn close(&self) {
+        if let Control::Tcp { flow, .. } = &self.control {
+            flow.close();
+        }
+    }
+
     /// The way of a channel's datagrams to the server.
     pub(crate) fn route(&self, channel: u16) -> Route {
         match &self.control {
@@ -302,6 +309,7 @@ impl Running {
         let more = self.poll_control(cx, now, forwards);
         let core = &mut self.core;
         self.data.poll(cx, now, core);
+        forwards.poll_kept(cx);
         let (sent, heard) = forwards.take_activity();
         core.note_data(sent, heard);
         if forwards.take_refused() {
@@ -398,6 +406,7 @@ impl ActorFuture<TurnClientActor> for Drive {
             act.report_icmp();
             let Phase::Running(running) = &mut act.phase else { return Poll::Pending };
             // What was sent just now on a stream is written in this turn.
+            let more = more || running.data.is_fresh();
             if !more && !running.flush(cx) && !running.poll_timer(cx) {
                 return Poll::Pending;
             }

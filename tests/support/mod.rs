@@ -27,6 +27,7 @@ pub mod namespace;
 pub mod peer;
 pub mod proxy;
 pub mod turn;
+pub mod turn_proxy;
 pub mod turn_server;
 
 /// Nothing in a test takes this long; what does is a failure.
