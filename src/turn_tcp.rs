@@ -30,6 +30,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a connection has ended the server refuses another to the same peer (446) for a moment, or for as long as
 /// somebody else has one: each further wait is twice as long.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// For so long the peer may fail to take another (447), where it is itself behind a server: that has not noticed
+/// the end yet, and allows only one from each address.
+const PEER_NOTICES_TIMEOUT: Duration = Duration::from_secs(1);
 /// A local connection waits so long for one with the peer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(50);
 /// Bytes in one read.
@@ -100,18 +103,26 @@ impl Door {
 /// One local connection after the other, each over one with the peer: a server allows only one at a time. The next
 /// waits, those behind it in the kernel's queue.
 async fn serve(mut door: Door, peer: SocketAddr, client: Addr<TurnClientActor>) {
+    let mut ended = None;
     loop {
         door.knock().await;
         let Some(local) = door.next.take() else { continue };
         let _ = tune_tcp(&local);
         // What went wrong has been told as an event; the connection is closed by being dropped.
-        if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, connect(&client, peer)).await {
+        if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, connect(&client, peer, ended)).await {
             join(stream, local, door.knock()).await;
+            ended = Some(Instant::now());
         }
     }
 }
 
-async fn connect(client: &Addr<TurnClientActor>, peer: SocketAddr) -> Result<RelayStream, TurnError> {
+/// `ended`: when the connection before did.
+async fn connect(
+    client: &Addr<TurnClientActor>,
+    peer: SocketAddr,
+    ended: Option<Instant>,
+) -> Result<RelayStream, TurnError> {
+    let is_fresh = || ended.is_some_and(|ended| ended.elapsed() < PEER_NOTICES_TIMEOUT);
     let gone = TurnError::NoAllocation { retrying: false };
     let mut wait = RETRY_INTERVAL;
     loop {
@@ -121,7 +132,7 @@ async fn connect(client: &Addr<TurnClientActor>, peer: SocketAddr) -> Result<Rel
                     return Err(gone);
                 }
             }
-            Ok(Err(TurnError::Refused { code: 446, .. })) => {
+            Ok(Err(TurnError::Refused { code, .. })) if code == 446 || code == 447 && is_fresh() => {
                 sleep(wait).await;
                 wait *= 2;
             }

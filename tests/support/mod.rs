@@ -29,6 +29,8 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod turn;
+#[cfg(all(unix, feature = "cli"))]
+pub mod turn_process;
 pub mod turn_proxy;
 pub mod turn_server;
 
