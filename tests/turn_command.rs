@@ -125,7 +125,7 @@ fn the_password_comes_from_a_flag_a_file_or_the_environment() {
     let password = file(&format!("{PASSWORD}\n"));
     let in_file = format!("--user {USER} --password-file {}", password.path().display());
     for (args, environment) in [
-        (format!("--user {USER}:{PASSWORD}"), vec![]),
+        (format!("--user {USER}:{PASSWORD}"), vec![("RUST_LOG", "trace")]),
         (in_file, vec![("ACTIX_RELAY_TURN_PASSWORD", WRONG)]),
         (format!("--user {USER} --password-env MINE"), vec![("MINE", PASSWORD)]),
         (format!("--user {USER}"), vec![("ACTIX_RELAY_TURN_PASSWORD", PASSWORD)]),
@@ -159,6 +159,22 @@ fn a_wrong_password_is_said_in_one_line_and_tried_again_slowly() {
     assert!(failed["error"].as_str().unwrap().contains("does not accept user 'alice'"), "{failed}");
     assert!(failed["retry_in"].as_f64().unwrap() >= 5.0, "{failed}");
     stop_json(turn);
+}
+
+#[test]
+fn every_command_says_that_a_password_is_wrong_also_where_quiet_is_wanted() {
+    let coturn = server().start();
+    let uri = coturn.uri("tcp");
+    for command in [
+        format!("turn-tcp --server {uri} --connect 127.0.0.1:9 --tcp {ANY}"),
+        format!("listen --turn {uri} --permit 127.0.0.1 --udp-forward 127.0.0.1:9"),
+        format!("connect --turn {uri} --tcp 127.0.0.1:9 --udp {ANY}"),
+    ] {
+        let relay = Relay::start(&format!("{command} --user {USER}:{WRONG} -q"));
+        relay.line("the server does not accept user 'alice' with this password");
+        let ended = stop(relay);
+        assert_eq!(ended.printed.lines().count(), 1, "{}", ended.printed);
+    }
 }
 
 #[test]
