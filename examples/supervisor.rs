@@ -1,5 +1,6 @@
-//! A whole tunnel in one process: two supervised sessions joined by TCP, an echo application behind the far
-//! one, and an application that sends through them while the TCP connection is cut once.
+//! Everything in one process, below one supervisor: first two sessions joined by TCP, an echo application behind
+//! the far one, and an application that sends through them while the TCP connection is cut once; then a TURN client
+//! and an embedded TURN server, through which the application reaches the echo while the server is restarted once.
 //!
 //! `cargo run --release --example supervisor`
 //!
@@ -19,10 +20,13 @@ use actix_relay::counters::DropReason;
 use actix_relay::event::{Event, EventKind};
 use actix_relay::session::{GetSession, RelaySessionActor, SessionInfo};
 use actix_relay::subscribers::Filter;
-use actix_relay::supervisor::{Shutdown, StartSession, Subscribe, SupervisorActor};
+use actix_relay::supervisor::{Shutdown, StartSession, StopSession, Subscribe, SupervisorActor};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+#[path = "supervisor/turn.rs"]
+mod turn;
 
 /// Datagrams of the application, one each 2 ms.
 const DATAGRAMS: u64 = 2000;
@@ -86,14 +90,23 @@ async fn run() -> Result<usize> {
     let entry = near.send(GetSession).await?.local_udp.ok_or("the near session has no UDP port")?;
     println!("send UDP to {entry}: it comes back from an echo application behind the far session");
 
-    let application = UdpSocket::bind(any).await?;
-    application.connect(entry).await?;
-    let report = talk(&application, &cable).await?;
+    let report = talk(entry, &cable.cut).await?;
     // So that the closing counters are those of a quiet tunnel.
     let (near, far) = (near.send(GetSession).await?, far.send(GetSession).await?);
+    supervisor.send(StopSession { session: "near".into() }).await??;
+    supervisor.send(StopSession { session: "far".into() }).await??;
+    println!("--- the same through a TURN server ---");
+    let (turn_report, turn) = turn::run(&supervisor, echo).await?;
     supervisor.send(Shutdown).await?;
-    let lost = report.missing.len();
-    print_summary(report, &[near, far], restarts.load(Relaxed));
+    println!("--- summary ---");
+    let lost = report.missing.len() + turn_report.missing.len();
+    for session in [near, far] {
+        print_session(&session);
+    }
+    print_report(report);
+    println!("connections made again: {}", restarts.load(Relaxed));
+    turn::print_summary(&turn);
+    print_report(turn_report);
     Ok(lost)
 }
 
@@ -140,10 +153,6 @@ impl Cable {
         });
         Ok(cable)
     }
-
-    fn cut(&self) {
-        self.cut.notify_waiters();
-    }
 }
 
 /// What the application saw.
@@ -155,8 +164,12 @@ struct Report {
     resent: u64,
 }
 
-/// Sends all datagrams, again if need be, until all have come back or it is too late.
-async fn talk(application: &UdpSocket, cable: &Cable) -> Result<Report> {
+/// An application that sends all datagrams to `entry`, again if need be, until all have come back or it is too late.
+/// Halfway it cuts the way.
+async fn talk(entry: SocketAddr, cut: &Notify) -> Result<Report> {
+    let application = UdpSocket::bind((entry.ip(), 0)).await?;
+    application.connect(entry).await?;
+    let application = &application;
     let mut report = Report::default();
     let mut tick = tokio::time::interval(SEND_INTERVAL);
     let deadline = Instant::now() + GIVE_UP_TIMEOUT;
@@ -167,7 +180,7 @@ async fn talk(application: &UdpSocket, cable: &Cable) -> Result<Report> {
             received = application.recv(&mut buffer) => report.on_answer(&buffer[..received?]),
             _ = tick.tick() => {
                 if next == CUT_AT {
-                    cable.cut();
+                    cut.notify_waiters();
                 }
                 if next < DATAGRAMS {
                     let now = Instant::now();
@@ -217,28 +230,24 @@ impl Report {
     }
 }
 
-fn print_summary(mut report: Report, sessions: &[SessionInfo], restarts: u64) {
-    let (p50, p99) = (report.round_trip(50), report.round_trip(99));
-    println!("--- summary ---");
-    for session in sessions {
-        let counters = session.counters;
-        let (up, down) = (counters.to_tcp, counters.to_udp);
-        println!(
-            "{}: to TCP {} datagrams, {} bytes; to UDP {} datagrams, {} bytes",
-            session.name, up.datagrams, up.bytes, down.datagrams, down.bytes
-        );
-        for reason in DropReason::ALL {
-            if counters.drops.of(reason) > 0 {
-                println!(
-                    "{}: {} datagrams dropped: {}",
-                    session.name,
-                    counters.drops.of(reason),
-                    reason.as_str()
-                );
-            }
+fn print_session(session: &SessionInfo) {
+    let counters = session.counters;
+    let (up, down) = (counters.to_tcp, counters.to_udp);
+    println!(
+        "{}: to TCP {} datagrams, {} bytes; to UDP {} datagrams, {} bytes",
+        session.name, up.datagrams, up.bytes, down.datagrams, down.bytes
+    );
+    for reason in DropReason::ALL {
+        if counters.drops.of(reason) > 0 {
+            let count = counters.drops.of(reason);
+            println!("{}: {count} datagrams dropped: {}", session.name, reason.as_str());
         }
     }
+}
+
+fn print_report(mut report: Report) {
+    let (p50, p99) = (report.round_trip(50), report.round_trip(99));
     let answered = DATAGRAMS - report.missing.len() as u64;
     println!("application: {answered} of {DATAGRAMS} datagrams answered, {} sent again", report.resent);
-    println!("restarts: {restarts}; round trip p50 {p50:?}, p99 {p99:?}");
+    println!("application: round trip p50 {p50:?}, p99 {p99:?}");
 }

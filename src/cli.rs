@@ -9,10 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
 use actix_relay::config::{ChildId, SessionConfig, TurnConfig};
-use actix_relay::event::{Event, EventKind};
-use actix_relay::session::{GetSession, SessionInfo};
+use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
-use actix_relay::supervisor::{InSession, Shutdown, StartError, StartSession, Subscribe, SupervisorActor};
+use actix_relay::supervisor::{
+    InSession, InTurn, Shutdown, StartError, StartSession, StartTurn, Subscribe, SupervisorActor,
+};
+use actix_relay::turn::GetAllocation;
 use clap::Parser;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -224,7 +227,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     house.close().await;
     match end {
         Some(End::Told) => Ok(EXIT_TOLD),
-        Some(End::AllGaveUp) => Err(failed("every session was given up".to_owned())),
+        Some(End::AllGaveUp) => Err(failed("everything was given up".to_owned())),
         Some(End::SupervisorDied) | None => Err(supervisor_died()),
     }
 }
@@ -265,7 +268,22 @@ struct House {
 impl House {
     async fn start(&mut self, config: SessionConfig) -> Result<(), Failure> {
         let name = config.name.clone();
-        match self.supervisor.send(StartSession { config }).await {
+        let started = self.supervisor.send(StartSession { config }).await;
+        self.note_started(name, started)
+    }
+
+    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
+        let name = config.name.clone();
+        let started = self.supervisor.send(StartTurn { config }).await;
+        self.note_started(name, started)
+    }
+
+    fn note_started<T>(
+        &mut self,
+        name: ChildId,
+        started: Result<Result<T, StartError>, MailboxError>,
+    ) -> Result<(), Failure> {
+        match started {
             Ok(Ok(_)) => {
                 self.started.push(name);
                 Ok(())
@@ -276,23 +294,18 @@ impl House {
         }
     }
 
-    /// NOT WIRED: to send `StartTurn { config }` as `start` sends `StartSession`, as soon as the supervisor takes it.
-    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
-        Err(failed(format!("turn '{}' through {}: not wired", config.name, config.server.uri)))
-    }
-
     /// Ends everything in order, with a last word on each session, within [`CLOSE_TIMEOUT`].
     async fn close(mut self) {
         let begin = Instant::now();
         let last_lines = begin + CLOSE_TIMEOUT - LAST_LINES_TIMEOUT;
-        let infos = self.ask_sessions(begin + SUMMARY_TIMEOUT).await;
+        let sums = self.ask_all(begin + SUMMARY_TIMEOUT).await;
         if let Ok(Ok(())) = timeout_at(last_lines, self.supervisor.send(Shutdown)).await {
             let _ = timeout_at(last_lines, self.all_ended()).await;
         }
         let Self { voice, lines, .. } = self;
         let time = SystemTime::now();
         let write = async move {
-            for line in infos.iter().filter_map(|info| voice.summary(time, info)) {
+            for line in sums.iter().filter_map(|(child, sums)| voice.summary(time, child, sums)) {
                 let _ = lines.send(Line::Text(line)).await;
             }
             let (written, all_written) = oneshot::channel();
@@ -312,19 +325,38 @@ impl House {
         }
     }
 
-    /// All at once; one that hangs is left out.
-    async fn ask_sessions(&self, deadline: Instant) -> Vec<SessionInfo> {
-        let ask = |session: &ChildId| InSession { session: session.clone(), message: GetSession };
-        let asked: Vec<_> =
-            self.started.iter().map(|session| actix_rt::spawn(self.supervisor.send(ask(session)))).collect();
-        let mut infos = Vec::new();
+    /// What each has carried. All are asked at once; one that hangs is left out.
+    async fn ask_all(&self, deadline: Instant) -> Vec<(ChildId, EventKind)> {
+        let ask = |child: &ChildId| {
+            let (supervisor, child) = (self.supervisor.clone(), child.clone());
+            actix_rt::spawn(async move {
+                let sums = ask_session(&supervisor, &child).await;
+                let sums = if sums.is_some() { sums } else { ask_turn(&supervisor, &child).await };
+                Some((child, sums?))
+            })
+        };
+        let asked: Vec<_> = self.started.iter().map(ask).collect();
+        let mut all = Vec::new();
         for answer in asked {
-            if let Ok(Ok(Ok(Ok(info)))) = timeout_at(deadline, answer).await {
-                infos.push(info);
+            if let Ok(Ok(Some(sums))) = timeout_at(deadline, answer).await {
+                all.push(sums);
             }
         }
-        infos
+        all
     }
+}
+
+async fn ask_session(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InSession { session: child.clone(), message: GetSession };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    let connected = info.links.iter().filter(|link| link.state == SessionState::Connected).count();
+    Some(EventKind::Stats { connected, counters: info.counters })
+}
+
+async fn ask_turn(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InTurn { turn: child.clone(), message: GetAllocation };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    Some(EventKind::Turn(TurnEvent::TurnStats { counters: info.counters }))
 }
 
 /// Says when every session has been given up. Apart from [`Printer`], which a slow stdout holds up.

@@ -94,8 +94,8 @@ pub struct SessionConfig {
     /// there may be; default 300 s.
     #[serde(default = "defaults::source_idle", with = "duration")]
     pub source_idle: Duration,
-    /// Peers from elsewhere are refused; empty (the default) lets everybody in. Who comes through a TURN server is
-    /// said by its `permit` alone.
+    /// Peers from elsewhere are refused; empty (the default) lets everybody in. It holds for those who come through a
+    /// TURN server too, by the address that the server sees.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<IpNet>,
     /// The local address of outgoing TCP connections, to a TURN server too.
@@ -279,6 +279,13 @@ impl SessionConfig {
             return Err(told("must name 1 to 256 peers"));
         }
         permit.iter().try_for_each(|peer| checks::peer_ip(*peer)).map_err(told)?;
+        if matches!(&self.remote, Some(Remote::Turn(remote)) if remote.server != *server) {
+            return Err(told("and remote must name the same server: a session has one allocation"));
+        }
+        if matches!(&self.remote, Some(Remote::Turn(remote)) if remote.peer.is_ipv4() != permit[0].is_ipv4())
+        {
+            return Err(told("and remote must be of one family: a session has one allocation"));
+        }
         if permit.iter().any(|peer| peer.is_ipv4() != permit[0].is_ipv4()) {
             return Err(told("must name peers of one family"));
         }

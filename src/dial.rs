@@ -347,7 +347,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     async fn a_zone_becomes_a_scope() {
         let remote = HostPort { host: "fe80::1%lo".to_owned(), port: 7 };
-        let addresses = resolve(&remote, TIMEOUT).await.unwrap();
+        let addresses = resolve(&remote, &TcpOptions::default(), TIMEOUT).await.unwrap();
         let SocketAddr::V6(addr) = addresses[0] else { panic!("{addresses:?}") };
         assert_ne!(addr.scope_id(), 0);
     }

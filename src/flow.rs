@@ -2,7 +2,6 @@
 //!
 //! The UDP side pushes batches and never waits; the stream's writer takes bytes when its socket takes them.
 //! No mailbox lies between: a mailbox blocked by a full TCP socket would no longer hear `Disconnect`.
-#![allow(dead_code, reason = "wired by the founder")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};

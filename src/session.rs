@@ -41,7 +41,8 @@ mod state;
 const IDLE_HOLD: Duration = Duration::from_secs(1);
 
 /// The seed's `Connect`: calls `remote`, and again whenever the connection is lost, until
-/// [`Disconnect`]. What was dialed before is closed.
+/// [`Disconnect`]. What was dialed before is closed. A session has one allocation: to call through a TURN server
+/// ends a `turn_listen` of another server, or for the other address family.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Connect {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use crate::config::{TurnConfig, TurnListen, TurnRemote, TurnServer};
+use crate::config::{AddressFamily, TurnConfig, TurnListen, TurnRemote, TurnServer};
 use crate::event::Cause;
 use crate::link::{Ending, Mortal, Part};
 use crate::link_stream::Stream;
@@ -29,6 +29,7 @@ const ALLOCATION_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct SessionTurn {
     client: Addr<TurnClientActor>,
     server: TurnServer,
+    family: AddressFamily,
     /// Counts clients, so that late news of an earlier one is told apart.
     round: u64,
     /// Told to delete its allocation and end.
@@ -42,7 +43,9 @@ impl RelaySessionActor {
             if self.config.peer_limit() == 1 {
                 self.ensure_primary();
             }
-            self.turn_client(&server, permit, ctx);
+            // Validated: they are of one family.
+            let family = permit.first().map_or(AddressFamily::Ipv4, |peer| AddressFamily::of(*peer));
+            self.turn_client(&server, permit, family, ctx);
         }
     }
 
@@ -51,14 +54,16 @@ impl RelaySessionActor {
         self.sockets.turn_listen().is_some()
     }
 
-    /// The session's client of this server. One of another server is ended for it.
+    /// The session's client of this server. One of another server, or for another family, is ended for it.
     fn turn_client(
         &mut self,
         server: &TurnServer,
         permit: Vec<IpAddr>,
+        family: AddressFamily,
         ctx: &mut Context<Self>,
     ) -> Addr<TurnClientActor> {
-        if let Some(turn) = self.turn.as_ref().filter(|turn| turn.server == *server && !turn.stopping) {
+        let serves = |turn: &&SessionTurn| turn.server == *server && turn.family == family && !turn.stopping;
+        if let Some(turn) = self.turn.as_ref().filter(serves) {
             if !permit.is_empty() {
                 turn.client.do_send(Permit { peers: permit });
             }
@@ -68,6 +73,7 @@ impl RelaySessionActor {
         self.turn_rounds += 1;
         let mut config = TurnConfig::tcp(self.config.name.clone(), server.clone());
         config.permit = permit;
+        config.family = Some(family).filter(|family| *family == AddressFamily::Ipv6);
         config.bind = self.config.bind;
         config.fwmark = self.config.fwmark;
         config.congestion.clone_from(&self.config.congestion);
@@ -88,7 +94,7 @@ impl RelaySessionActor {
         let client = TurnClientActor::new(seed).start();
         client.do_send(SetGate { gate: None, streams: Some(ctx.address().recipient()) });
         let server = server.clone();
-        self.turn = Some(SessionTurn { client: client.clone(), server, round, stopping: false });
+        self.turn = Some(SessionTurn { client: client.clone(), server, family, round, stopping: false });
         client
     }
 
@@ -98,7 +104,15 @@ impl RelaySessionActor {
         remote: &TurnRemote,
         ctx: &mut Context<Self>,
     ) -> impl Future<Output = Result<(Stream, SocketAddr), Ending>> + use<> {
-        let client = self.turn_client(&remote.server, Vec::new(), ctx);
+        let family = AddressFamily::of(remote.peer.ip());
+        let clashes = |listen: &TurnListen| {
+            listen.server != remote.server
+                || listen.permit.iter().any(|peer| AddressFamily::of(*peer) != family)
+        };
+        if self.sockets.turn_listen().as_ref().is_some_and(clashes) {
+            self.sockets.set_turn_listen(None);
+        }
+        let client = self.turn_client(&remote.server, Vec::new(), family, ctx);
         let peer = remote.peer;
         async move {
             let gone = || Ending::new(Cause::Broken, "the TURN client is gone");

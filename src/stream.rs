@@ -4,7 +4,6 @@
 //!
 //! Each half is polled by the same future and never waits for the other: a peer that does not read must not
 //! keep us from reading, a UDP socket that is full must not keep us from writing.
-#![allow(dead_code, reason = "wired by the founder")]
 
 use std::cell::RefCell;
 use std::future::Future;

@@ -7,8 +7,6 @@
 //! here: what it lacks, what it reads more strictly than a client can afford, and integrity, for it neither
 //! demands that it is there nor compares it in constant time.
 
-#![allow(dead_code, unused_imports, reason = "wired by the founder")]
-
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -30,7 +28,7 @@ mod keys;
 mod raw;
 mod received;
 
-pub(crate) use keys::{NonceFeatures, nonce_features, user_hash};
+pub(crate) use keys::{nonce_features, user_hash};
 pub(crate) use received::Received;
 
 /// More than any request has. So many of the longest leave room for credentials and integrity.

@@ -31,6 +31,7 @@ pub(crate) use crate::turn_handlers::AwaitAllocation;
 pub use crate::turn_stream::{ConnectionId, RelayStream};
 pub use error::TurnError;
 
+mod alive;
 pub(crate) mod allocation;
 mod answers;
 mod binding;
@@ -208,11 +209,14 @@ pub(crate) struct TurnSeed {
     pub(crate) token: CancellationToken,
 }
 
-/// What is wished for, through all allocations and all lives of the actor. At most 1,024 of each.
+/// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) permissions: BTreeSet<IpAddr>,
     pub(crate) channels: BTreeSet<SocketAddr>,
+    /// Who decides on attempts and takes connections: a gate must not fall with an actor that panics.
+    pub(crate) gate: Option<SetGate>,
+    pub(crate) datagrams: Option<Recipient<DatagramsReceived>>,
     /// There is to be an allocation; `None`: nobody has said anything yet, the configuration counts.
     pub(crate) allocation: Option<bool>,
 }
@@ -294,15 +298,18 @@ pub struct TurnClientActor {
 impl TurnClientActor {
     pub(crate) fn new(seed: TurnSeed) -> Self {
         let TurnSeed { config, sockets, who, stats_interval, supervisor, reporter, token } = seed;
-        {
+        let mut forwards = Forwards::new(&config, &sockets.totals);
+        let gate = {
             let mut wishes = sockets.wishes();
+            forwards.deliver_to(wishes.datagrams.clone());
             wishes.allocation.get_or_insert(config.allocate);
             wishes.permissions.extend(config.permit.iter().copied());
             wishes.channels.extend(config.udp_forward.iter().map(|forward| forward.peer));
-        }
+            wishes.gate.clone()
+        };
         Self {
             options: TcpOptions::from(&config),
-            forwards: Forwards::new(&config, &sockets.totals),
+            forwards,
             config,
             sockets,
             reporter,
@@ -315,7 +322,7 @@ impl TurnClientActor {
             ended: None,
             last_relayed: None,
             waiting: Waiting::default(),
-            gate: SetGate { gate: None, streams: None },
+            gate: gate.unwrap_or(SetGate { gate: None, streams: None }),
             streams: HashMap::new(),
             icmp: OncePerSecond::default(),
             drive: None,
@@ -393,6 +400,7 @@ impl TurnClientActor {
     }
 
     fn counters(&self) -> TurnCounters {
+        self.forwards.expire(now());
         self.sockets.totals.snapshot().into()
     }
 

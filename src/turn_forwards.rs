@@ -34,8 +34,9 @@ pub(crate) use crate::turn_path::Route;
 
 /// In back-off, and while there is no allocation, datagrams are held for this long at most.
 const IDLE_HOLD: Duration = Duration::from_secs(1);
-/// Whole messages of a stream that are looked at in one turn of the task.
-const MAX_BYTES: usize = 256 << 10;
+/// System calls, or control messages, for what one read of a stream brought; then the task's neighbours have
+/// their turn.
+const MAX_CALLS: usize = 64;
 
 /// Of one TURN client.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ pub(crate) struct Forwards {
     connect_hold: Duration,
     heard: Option<Instant>,
     sent: Option<Instant>,
+    refused: Option<Instant>,
     /// ICMP errors that the server passed on, to be reported.
     icmp: Vec<(SocketAddr, u8, u8)>,
 }
@@ -74,6 +76,7 @@ impl Forwards {
             connect_hold: config.connect_hold,
             heard: None,
             sent: None,
+            refused: None,
             icmp: Vec::new(),
         }
     }
@@ -102,7 +105,7 @@ impl Forwards {
         self.channels.insert(channel, (peer, path));
     }
 
-    /// The peer's channel is gone.
+    /// The peer's channel is gone, and so is its path, unless a local socket belongs to it.
     pub(crate) fn close_path(&mut self, peer: SocketAddr) {
         let hold = self.connect_hold.min(IDLE_HOLD);
         self.channels.retain(|_, (other, path)| {
@@ -111,6 +114,10 @@ impl Forwards {
             }
             *other != peer
         });
+        if let Some(path) = self.paths.get(&peer).filter(|path| !path.has_local()) {
+            path.end();
+            self.paths.remove(&peer);
+        }
     }
 
     /// The allocation is gone, and all channels with it.
@@ -122,6 +129,11 @@ impl Forwards {
     /// A channel is being worked on: what comes meanwhile is worth keeping.
     pub(crate) fn hold(&self) {
         self.paths.values().for_each(|path| path.set_hold(self.connect_hold));
+    }
+
+    /// Counts what has become too old since it was looked at, so that statistics are up to date.
+    pub(crate) fn expire(&self, now: Instant) {
+        self.paths.values().for_each(|path| path.expire(now));
     }
 
     pub(crate) fn close(&self) {
@@ -140,17 +152,23 @@ impl Forwards {
         (sent.max(self.sent), self.heard)
     }
 
+    /// Whether the server's host has answered "port unreachable" to data since this was last asked.
+    pub(crate) fn take_refused(&mut self) -> bool {
+        let last = self.channels.values().filter_map(|(_, path)| path.last_refused()).max();
+        let is_new = last > self.refused;
+        self.refused = last.max(self.refused);
+        is_new
+    }
+
     /// What the server has passed on of ICMP.
     pub(crate) fn take_icmp(&mut self) -> Vec<(SocketAddr, u8, u8)> {
         std::mem::take(&mut self.icmp)
     }
 
-    /// Datagrams of a peer.
-    fn deliver<'d>(&self, now: Instant, peer: SocketAddr, datagrams: impl Iterator<Item = &'d [u8]>) {
+    /// Datagrams of a peer. Says how many system calls, or messages, that took.
+    fn deliver<'d>(&self, peer: SocketAddr, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         match (self.paths.get(&peer), &self.recipient) {
-            (Some(path), _) if path.has_local() => {
-                path.deliver(now, datagrams);
-            }
+            (Some(path), _) if path.has_local() => return path.deliver(datagrams),
             (_, Some(recipient)) => {
                 let datagrams: Vec<_> = datagrams.map(Bytes::copy_from_slice).collect();
                 let (count, bytes) =
@@ -163,6 +181,7 @@ impl Forwards {
             }
             (_, None) => self.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
         }
+        1
     }
 }
 
@@ -186,18 +205,19 @@ impl Intake<'_> {
         }
     }
 
-    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) {
+    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         let Self { core, forwards, now } = self;
         forwards.heard = Some(*now);
         match forwards.channels.get(&channel) {
-            Some((_, path)) if path.has_local() => {
-                path.deliver(*now, datagrams);
-            }
-            Some((peer, _)) => forwards.deliver(*now, *peer, datagrams),
+            Some((_, path)) if path.has_local() => path.deliver(datagrams),
+            Some((peer, _)) => forwards.deliver(*peer, datagrams),
             // Right behind the answer that bound it; or its peer is forbidden.
             None => match core.channels().all_bound(*now).into_iter().find(|(bound, _)| *bound == channel) {
-                Some((_, peer)) => forwards.deliver(*now, peer, datagrams),
-                None => forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64),
+                Some((_, peer)) => forwards.deliver(peer, datagrams),
+                None => {
+                    forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64);
+                    0
+                }
             },
         }
     }
@@ -209,7 +229,7 @@ impl Intake<'_> {
             Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
                 forwards.heard = Some(*now);
                 if core.permissions().is_granted(*now, peer.ip()) {
-                    forwards.deliver(*now, peer, iter::once(datagram));
+                    forwards.deliver(peer, iter::once(datagram));
                 } else {
                     // Forbidden: the server has not forgotten the permission yet.
                     forwards.counters.dropped(DropReason::NoApplication, 1);
@@ -233,8 +253,8 @@ impl Intake<'_> {
 /// What a control stream brings.
 impl FrameSink for Intake<'_> {
     fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
-        let mut used = 0;
-        while used < bytes.len().min(MAX_BYTES) {
+        let (mut used, mut calls) = (0, 0);
+        while used < bytes.len() && calls < MAX_CALLS {
             let rest = &bytes[used..];
             let len = match channel_data::message_len(rest) {
                 Ok(Some(len)) if len <= rest.len() => len,
@@ -243,10 +263,11 @@ impl FrameSink for Intake<'_> {
             };
             if let Some((channel, _)) = channel_data::parse(rest) {
                 let mut payloads = Payloads::new(rest, channel);
-                self.channel(channel, &mut payloads);
+                calls += self.channel(channel, &mut payloads);
                 used += payloads.used();
             } else {
                 self.message(&rest[..len]);
+                calls += 1;
                 used += len;
             }
         }

@@ -253,6 +253,7 @@ impl Handler<DeliverDatagrams> for TurnClientActor {
     type Result = ();
 
     fn handle(&mut self, message: DeliverDatagrams, _: &mut Self::Context) {
+        self.sockets.wishes().datagrams.clone_from(&message.to);
         self.forwards.deliver_to(message.to);
     }
 }
@@ -261,6 +262,7 @@ impl Handler<SetGate> for TurnClientActor {
     type Result = ();
 
     fn handle(&mut self, message: SetGate, _: &mut Self::Context) {
+        self.sockets.wishes().gate = Some(message.clone());
         self.gate = message;
     }
 }

@@ -312,6 +312,9 @@ impl Running {
         forwards.poll_kept(cx);
         let (sent, heard) = forwards.take_activity();
         core.note_data(sent, heard);
+        if forwards.take_refused() {
+            core.unreachable(now, &icmp(self.server));
+        }
         if let Some(due) = core.poll_timeout()
             && due <= now
         {

@@ -6,7 +6,6 @@
 //! the way down: the server must not wait for an application.
 //!
 //! Whoever uses a path lives on the same arbiter; the locks are there for `Arc`, nobody waits for them.
-#![allow(dead_code, reason = "wired by the founder")]
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,7 +45,6 @@ pub(crate) struct PeerPath {
     down: Mutex<Down>,
     counters: Arc<LiveCounters>,
     last_sent: Moment,
-    last_received: Moment,
     last_refused: Moment,
 }
 
@@ -82,7 +80,6 @@ impl PeerPath {
             down: Mutex::default(),
             counters,
             last_sent: Moment::default(),
-            last_received: Moment::default(),
             last_refused: Moment::default(),
         }
     }
@@ -194,6 +191,7 @@ impl PeerPath {
     }
 
     /// Whether datagrams wait for a channel.
+    #[cfg(test)]
     pub(crate) fn is_waiting(&self) -> bool {
         !self.held.is_empty()
     }
@@ -224,8 +222,7 @@ impl PeerPath {
 
     /// Sends datagrams of the peer to the local application. What its socket does not take at once is dropped.
     /// Says how many system calls that took.
-    pub(crate) fn deliver<'d>(&self, now: Instant, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
-        self.last_received.set(now);
+    pub(crate) fn deliver<'d>(&self, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         let down = self.down();
         let (Some(local), Some(application)) = (down.local.clone(), down.application) else {
             drop(down);
@@ -244,11 +241,6 @@ impl PeerPath {
     /// When datagrams last went up, held ones included.
     pub(crate) fn last_sent(&self) -> Option<Instant> {
         self.last_sent.get()
-    }
-
-    /// When datagrams of the peer last came.
-    pub(crate) fn last_received(&self) -> Option<Instant> {
-        self.last_received.get()
     }
 
     /// When the server's host last answered "port unreachable" (ICMP) to a datagram of this path.

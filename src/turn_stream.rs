@@ -80,7 +80,6 @@ impl Drop for Guard {
 impl RelayStream {
     /// A data connection that the server has bound to `peer`, tuned already. `early` are the peer's bytes that
     /// were read with the answer; `client` will be told of the stream's end, under the number `key`.
-    #[allow(dead_code, reason = "wired by the founder")]
     pub(crate) fn new(
         tcp: TcpStream,
         early: Bytes,

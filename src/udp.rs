@@ -2,7 +2,6 @@
 //!
 //! It reads batches, finds out whose they are and pushes them into that lane's flow, or sends them to a TURN peer.
 //! The way back does not pass here: each TCP connection, and each TURN client, sends its datagrams itself.
-#![allow(dead_code, reason = "wired by the founder")]
 
 use std::future::Future;
 use std::io::{self, ErrorKind};

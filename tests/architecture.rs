@@ -10,7 +10,10 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(sources(&path));
+            // The packages among the benches build beside their sources.
+            if !path.ends_with("target") {
+                found.extend(sources(&path));
+            }
         } else if path.extension().is_some_and(|ending| ending == "rs") {
             found.push(path);
         }

@@ -18,7 +18,7 @@ const LOST_TIMEOUT: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 
 /// The most that may be under way between sender and service.
-const WINDOW_MAX: u64 = 512;
+pub(crate) const WINDOW_MAX: u64 = 512;
 
 /// What is sent: datagrams of `size` bytes, `batch` of them per system call.
 #[derive(Clone, Copy)]
@@ -50,23 +50,28 @@ pub(crate) struct Sender {
     to: SocketAddr,
     pattern: Pattern,
     payload: Vec<u8>,
+    window_max: u64,
 }
 
 impl Sender {
     pub(crate) fn new(to: SocketAddr, pattern: Pattern) -> Outcome<Self> {
-        let socket = UdpSocket::bind(LOOPBACK)?;
+        Self::on(UdpSocket::bind(LOOPBACK)?, to, pattern, WINDOW_MAX)
+    }
+
+    /// Sends from a given address, with at most `window_max` under way.
+    pub(crate) fn on(socket: UdpSocket, to: SocketAddr, pattern: Pattern, window_max: u64) -> Outcome<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         state.set_send_buffer_size((&socket).into(), LARGE_BUFFER)?;
         if state.max_gso_segments() < pattern.batch {
             return Err("this system has no GSO for UDP".into());
         }
         let payload = vec![0x5a; pattern.size * pattern.batch];
-        Ok(Self { socket, state, to, pattern, payload })
+        Ok(Self { socket, state, to, pattern, payload, window_max })
     }
 
     /// Sends for `length`, then waits for what is under way.
     pub(crate) fn run(&self, sink: &Sink, length: Duration) -> Outcome<Sent> {
-        let mut window = Window::new(sink, self.pattern.window(sink.buffer()));
+        let mut window = Window::new(sink, self.pattern.window(sink.buffer()).min(self.window_max));
         let start = Instant::now();
         while start.elapsed() < length {
             window.wait_for_room(self.pattern.batch as u64);

@@ -26,7 +26,11 @@ pub(crate) struct Sink {
 impl Sink {
     /// Counts datagrams of `size` bytes; others have been damaged and so are lost.
     pub(crate) fn start(size: usize) -> Outcome<Self> {
-        let socket = UdpSocket::bind(LOOPBACK)?;
+        Self::on(UdpSocket::bind(LOOPBACK)?, size)
+    }
+
+    /// Receives at a given address.
+    pub(crate) fn on(socket: UdpSocket, size: usize) -> Outcome<Self> {
         let state = UdpSocketState::new((&socket).into())?;
         state.set_recv_buffer_size((&socket).into(), LARGE_BUFFER)?;
         let buffer = state.recv_buffer_size((&socket).into())?;

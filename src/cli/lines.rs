@@ -3,9 +3,7 @@
 use std::time::SystemTime;
 
 use actix_relay::config::ChildId;
-use actix_relay::counters::Counters;
-use actix_relay::event::{Event, EventKind};
-use actix_relay::session::{SessionInfo, SessionState};
+use actix_relay::event::{Event, EventKind, TurnEvent};
 use serde::Serialize;
 
 /// Which events are printed, and how.
@@ -21,14 +19,15 @@ pub(super) enum Voice {
     Quiet,
 }
 
-/// The last word on a session.
+/// The last word on a child: its statistics, under another name.
 #[derive(Serialize)]
 struct Summary<'a> {
     time: String,
     child: &'a ChildId,
     event: &'static str,
-    connected: usize,
-    counters: Counters,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected: Option<usize>,
+    counters: serde_json::Value,
 }
 
 impl Voice {
@@ -37,35 +36,42 @@ impl Voice {
         let printed = match self {
             Self::Json => return Some(json(event)),
             Self::Verbose => true,
-            Self::Normal => !matches!(event.kind, EventKind::StateChanged { .. }),
+            Self::Normal => !matches!(
+                event.kind,
+                EventKind::StateChanged { .. } | EventKind::Turn(TurnEvent::TurnStateChanged { .. })
+            ),
             Self::Quiet => matches!(
                 event.kind,
-                EventKind::GaveUp { .. } | EventKind::ActorPanicked { .. } | EventKind::AcceptPaused { .. }
+                EventKind::GaveUp { .. }
+                    | EventKind::ActorPanicked { .. }
+                    | EventKind::AcceptPaused { .. }
+                    | EventKind::Turn(TurnEvent::AllocationFailed { retry_in: None, .. })
             ),
         };
         printed.then(|| event.to_string())
     }
 
-    /// The closing line for a session as it was at `time`.
-    pub(super) fn summary(self, time: SystemTime, info: &SessionInfo) -> Option<String> {
-        let connected = info.links.iter().filter(|link| link.state == SessionState::Connected).count();
+    /// The closing line for a child with these statistics, as it was at `time`.
+    pub(super) fn summary(self, time: SystemTime, child: &ChildId, sums: &EventKind) -> Option<String> {
         let time = humantime::format_rfc3339_millis(time);
-        let counters = info.counters;
         match self {
             Self::Quiet => None,
-            Self::Json => Some(json(&Summary {
-                time: time.to_string(),
-                child: &info.name,
-                event: "summary",
-                connected,
-                counters,
-            })),
-            Self::Normal | Self::Verbose => {
-                let sums = EventKind::Stats { connected, counters };
-                Some(format!("{time} {}: summary: {sums}", info.name))
+            Self::Json => {
+                let (connected, counters) = match sums {
+                    EventKind::Stats { connected, counters } => (Some(*connected), value(counters)),
+                    EventKind::Turn(TurnEvent::TurnStats { counters }) => (None, value(counters)),
+                    _ => return None,
+                };
+                let time = time.to_string();
+                Some(json(&Summary { time, child, event: "summary", connected, counters }))
             }
+            Self::Normal | Self::Verbose => Some(format!("{time} {child}: summary: {sums}")),
         }
     }
+}
+
+fn value(counters: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(counters).expect("counters hold nothing that JSON lacks")
 }
 
 /// What `check` says of a file it has nothing against.
@@ -86,6 +92,7 @@ fn json(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use actix_relay::session::SessionState;
 
     fn event(kind: EventKind) -> Event {
         Event { time: SystemTime::UNIX_EPOCH, child: "a".into(), kind }

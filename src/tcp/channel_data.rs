@@ -3,7 +3,6 @@
 //!
 //! Over UDP a message is a UDP datagram of its own. In a stream it is padded with zeros to a multiple of 4; the
 //! length does not count them. Nothing here allocates, and any bytes may be given to it.
-#![allow(dead_code, reason = "wired by the founder")]
 
 use std::iter::{self, Peekable};
 

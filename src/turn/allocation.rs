@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::alive::{CHECK_INTERVAL, UNANSWERED_TIMEOUT};
 use super::channels::Channels;
 use super::connections::{Connections, Key};
 use super::error::TurnError;
@@ -14,7 +15,7 @@ use super::login::Login;
 use super::permissions::Permissions;
 use super::transactions::{Ids, Pending, Request, Transactions};
 use crate::credentials::UserPassword;
-use crate::stun::{self, Class, Family, Method, Relayed};
+use crate::stun::{Family, Relayed};
 
 /// The allocation is refreshed this long before its end, or halfway through where that is sooner.
 const REFRESH_BEFORE: Duration = Duration::from_secs(60);
@@ -24,19 +25,6 @@ const REFRESH_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) const DEALLOCATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whoever gives credentials has this long.
 pub(crate) const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked whether the server is still there.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Data goes out and nothing has come back for this long: the server is asked by Refresh.
-const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Nothing at all has come for this long: the same.
-const SILENT_TIMEOUT: Duration = Duration::from_secs(25);
-/// Over UDP something is sent this often, for the NATs on the way (RFC 8656 §3.2: their bindings may be short).
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// ICMP errors count once in this time, for one datagram may cause several …
-const UNREACHABLE_INTERVAL: Duration = Duration::from_millis(300);
-/// … and so many of them, with no answer in between, end the allocation.
-const MAX_UNREACHABLE: u32 = 3;
-
 /// What an allocation is made from.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -157,8 +145,8 @@ pub(crate) struct Allocation {
     pub(super) state: State,
     relayed: Relayed,
     pub(super) family: Option<Family>,
-    lifetime: Option<u32>,
-    reliable: bool,
+    pub(super) lifetime: Option<u32>,
+    pub(super) reliable: bool,
     pub(super) can_ask: bool,
     pub(super) trust_unsealed_bind: bool,
     pub(super) login: Login,
@@ -174,10 +162,14 @@ pub(crate) struct Allocation {
     pub(super) confirmed: Option<Instant>,
     /// When the server was last heard, and when anything was last sent to it.
     pub(super) heard: Instant,
-    sent: Instant,
-    data_sent: Option<Instant>,
-    check: Instant,
-    unreachable: (u32, Option<Instant>),
+    pub(super) sent: Instant,
+    /// When the server last showed that it knows the allocation.
+    pub(super) known: Instant,
+    pub(super) data_sent: Option<Instant>,
+    /// Data without an answer for so long makes the server be asked.
+    pub(super) patience: Duration,
+    pub(super) next_check: Instant,
+    pub(super) unreachable: (u32, Option<Instant>),
     outputs: VecDeque<Output>,
 }
 
@@ -203,15 +195,17 @@ impl Allocation {
             confirmed: None,
             heard: now,
             sent: now,
+            known: now,
             data_sent: None,
-            check: now + CHECK_INTERVAL,
+            patience: UNANSWERED_TIMEOUT,
+            next_check: now + CHECK_INTERVAL,
             unreachable: (0, None),
             outputs: VecDeque::new(),
         };
         for peer in setup.permissions {
             allocation.permissions.want(now, peer);
         }
-        for peer in setup.channels {
+        for peer in setup.channels.into_iter().filter(|_| setup.relayed == Relayed::Udp) {
             allocation.channels.want(now, peer);
         }
         let Self { relayed, family, lifetime, .. } = allocation;
@@ -264,7 +258,7 @@ impl Allocation {
             State::Deallocating { until } => Some(until),
             State::Allocated(granted) => {
                 let due = [self.permissions.poll_timeout(), self.channels.poll_timeout(), granted.refresh];
-                due.into_iter().flatten().chain([granted.expires, self.check]).min()
+                due.into_iter().flatten().chain([granted.expires, self.next_check]).min()
             }
         };
         let all = [own, self.transactions.poll_timeout(), self.connections.poll_timeout(), self.parked_until];
@@ -275,8 +269,11 @@ impl Allocation {
     /// installed already.
     ///
     /// # Errors
-    /// There are too many.
+    /// There are too many, or it has ended.
     pub(crate) fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<Vec<IpAddr>, TurnError> {
+        if self.state == State::Ended {
+            return Err(TurnError::NoAllocation { retrying: false });
+        }
         for peer in peers {
             if !self.permissions.want(now, *peer) {
                 let limit = super::permissions::MAX_PERMISSIONS;
@@ -294,6 +291,7 @@ impl Allocation {
             for peer in self.channels.forbid(now, *peer) {
                 self.output(Output::ChannelClosed { peer });
             }
+            self.transactions.withdraw(*peer);
         }
     }
 
@@ -301,10 +299,13 @@ impl Allocation {
     /// bound already.
     ///
     /// # Errors
-    /// There are too many, or the allocation is not for UDP.
+    /// There are too many, the allocation is not for UDP, or it has ended.
     pub(crate) fn bind_channel(&mut self, now: Instant, peer: SocketAddr) -> Result<Option<u16>, TurnError> {
         if self.relayed == Relayed::Tcp {
             return Err(TurnError::WrongTransport { request: "ChannelBind", needed: "a UDP" });
+        }
+        if self.state == State::Ended {
+            return Err(TurnError::NoAllocation { retrying: false });
         }
         if self.channels.want(now, peer).is_none() {
             return Err(TurnError::TooMany { what: "channels", limit: super::channels::MAX_CHANNELS });
@@ -316,16 +317,14 @@ impl Allocation {
 
     /// Deletes the allocation on the server; ended within [`DEALLOCATE_TIMEOUT`].
     pub(crate) fn deallocate(&mut self, now: Instant) {
-        let begun = |request: &Request| matches!(request, Request::Allocate { .. });
         match self.state {
             State::Allocated(_) => {
                 self.transactions.forget(|_| true);
                 self.transactions.ask(now, Request::Refresh { lifetime: 0 });
             }
             // An Allocate that the server may grant is waited for, and then undone.
-            State::Allocating if self.login.seal().is_some() || !self.login.has_account() => {
-                self.transactions.forget(|request| !begun(request));
-            }
+            State::Allocating
+                if self.parked.is_empty() && (self.login.seal().is_some() || !self.login.has_account()) => {}
             State::Allocating => return self.end(TurnError::Told),
             State::Deallocating { .. } | State::Ended => return,
         }
@@ -361,40 +360,6 @@ impl Allocation {
             self.fail(now, &pending, error);
         }
         self.pump(now);
-    }
-
-    /// When data was last sent to and received from the server, which the shell does by itself.
-    pub(crate) fn note_data(&mut self, sent: Option<Instant>, heard: Option<Instant>) {
-        self.data_sent = self.data_sent.max(sent);
-        self.sent = self.sent.max(sent.unwrap_or(self.sent));
-        self.heard = self.heard.max(heard.unwrap_or(self.heard));
-    }
-
-    /// ICMP says that nobody is there. Told at most once for each datagram sent.
-    pub(crate) fn unreachable(&mut self, now: Instant, why: &str) {
-        let (count, last) = self.unreachable;
-        if self.state == State::Ended || last.is_some_and(|last| now < last + UNREACHABLE_INTERVAL) {
-            return;
-        }
-        let count = if last.is_some_and(|last| self.heard > last) { 1 } else { count + 1 };
-        self.unreachable = (count, Some(now));
-        if count >= MAX_UNREACHABLE {
-            self.end(TurnError::Unreachable { why: why.to_owned() });
-        } else {
-            self.probe(now);
-            self.pump(now);
-        }
-    }
-
-    /// Asks the server whether it still knows the allocation.
-    pub(super) fn probe(&mut self, now: Instant) {
-        let is_refresh = |request: &Request| matches!(request, Request::Refresh { .. });
-        if let State::Allocated(granted) = &mut self.state
-            && !self.transactions.has(is_refresh)
-        {
-            granted.refresh = None;
-            self.transactions.ask(now, Request::Refresh { lifetime: self.lifetime.unwrap_or(600) });
-        }
     }
 
     pub(super) fn refreshed(&mut self, now: Instant, lifetime: Duration) {
@@ -447,22 +412,10 @@ impl Allocation {
         for peer in self.channels.take_lapsed(now) {
             self.output(Output::ChannelClosed { peer });
         }
-        if self.check > now {
-            return;
-        }
-        self.check = now + CHECK_INTERVAL;
-        let unanswered = self.data_sent.is_some_and(|sent| sent > self.heard);
-        let patience = if unanswered { UNANSWERED_TIMEOUT } else { SILENT_TIMEOUT };
-        if now >= self.heard + patience {
-            self.probe(now);
-        } else if !self.reliable && now >= self.sent + KEEP_ALIVE_INTERVAL {
-            let id = self.ids.next();
-            let bytes = stun::encode(Method::BINDING, Class::Indication, id, &[], None);
-            self.send(now, bytes.expect("an indication without attributes can be written"));
-        }
+        self.check(now);
     }
 
-    fn send(&mut self, now: Instant, bytes: Vec<u8>) {
+    pub(super) fn send(&mut self, now: Instant, bytes: Vec<u8>) {
         self.sent = now;
         self.output(Output::Send(bytes));
     }
@@ -503,6 +456,8 @@ impl Allocation {
         self.transactions.forget(|_| true);
         self.parked.clear();
         self.parked_until = None;
+        self.permissions = Permissions::default();
+        self.channels = Channels::default();
         for (key, connection) in self.connections.clear() {
             if !matches!(connection.phase, super::connections::Phase::Bound) {
                 let (peer, error) = (connection.peer, error.clone());
@@ -512,3 +467,7 @@ impl Allocation {
         self.output(Output::Ended { error });
     }
 }
+
+#[cfg(test)]
+#[path = "allocation_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
 //! What the server says, and what follows from it: the other half of [`Allocation`].
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,10 @@ use super::allocation::{Allocation, CREDENTIALS_TIMEOUT, Granted, Output, State}
 use super::connections::Attempt;
 use super::error::TurnError;
 use super::transactions::{Pending, Request, seal_request};
-use crate::stun::{Class, Family, Method, Received, Seal};
+use crate::stun::{Class, Family, Method, Received, Relayed, Seal};
+
+/// A server that has answered to Allocate or Refresh knows the allocation, and need not be asked for this long.
+const KNOWN_FOR: Duration = Duration::from_secs(10);
 
 impl Allocation {
     /// One whole STUN message from the server. What cannot be read, or answers nothing, has no effect. Says
@@ -34,7 +38,12 @@ impl Allocation {
         let trusting = self.trust_unsealed_bind;
         let Some(pending) = self.transactions.find(message.id, message.method) else { return false };
         if !is_believed(message, &pending.request, pending.seal.as_ref(), has_account, trusting) {
-            pending.unbelieved = Some(message.error.as_ref().map_or(0, |(code, _)| *code));
+            let code = message.error.as_ref().map_or(0, |(code, _)| *code);
+            pending.unbelieved = Some(code);
+            if code == 400 && pending.bare.is_none() {
+                pending.bare = Some(true);
+                self.transactions.take(message.id).into_iter().for_each(|it| self.transactions.ask_again(it));
+            }
             return false;
         }
         let Some(pending) = self.transactions.take(message.id) else { return false };
@@ -60,16 +69,20 @@ impl Allocation {
 
     fn on_challenge(&mut self, now: Instant, mut pending: Pending, by: &Received<'_>) {
         let name = pending.request.name();
-        let stale = by.error.as_ref().is_some_and(|(code, _)| *code == 438);
-        if stale && let Err(error) = pending.count_stale() {
-            return self.fail(now, &pending, error);
-        }
-        if !stale && let Some(seal) = &pending.seal {
+        pending.bare = pending.bare.map(|_| false);
+        let code = by.error.as_ref().map_or(0, |(code, _)| *code);
+        // Other credentials may have come since it was sealed: they have not been refused yet.
+        let refused = pending.seal.as_ref().filter(|seal| code == 401 && self.login.uses(seal));
+        if let Some(seal) = refused {
             // The nonce we used, and refused all the same: it is the password, or the name.
             if pending.refused_once || by.nonce.as_ref() == Some(&seal.nonce) {
                 return self.wrong_credentials(now, pending);
             }
             pending.refused_once = true;
+        } else if (code == 438 || pending.seal.is_some())
+            && let Err(error) = pending.count_challenge(code)
+        {
+            return self.fail(now, &pending, error);
         }
         // Told to deallocate before the server knows us: there is nothing to undo.
         let unknown = matches!(pending.request, Request::Allocate { .. }) && pending.seal.is_none();
@@ -101,16 +114,20 @@ impl Allocation {
         if pending.seal.is_some() {
             self.confirmed = self.confirmed.max(Some(pending.sent));
         }
-        if let Some(unknown) = message.unknown_required.first() {
-            let why = format!("it holds the attribute {unknown:#06x}, which must be understood and is not");
-            return self.fail(now, pending, bad(&pending.request, why));
+        let unknown = message.unknown_required.first().map(|kind| not_understood(*kind));
+        match (&pending.request, unknown) {
+            (Request::Refresh { lifetime: 0 }, _) => return self.end(TurnError::Told),
+            (Request::Allocate { .. }, unknown) => return self.on_allocated(now, pending, message, unknown),
+            (request, Some(why)) => return self.fail(now, pending, bad(request, why)),
+            (_, None) => {}
         }
         match &pending.request {
-            Request::Allocate { .. } => self.on_allocated(now, pending, message),
-            Request::Refresh { lifetime: 0 } => self.end(TurnError::Told),
             Request::Refresh { .. } => match message.lifetime {
                 Some(0) => self.end(TurnError::AllocationLost),
-                Some(lifetime) => self.refreshed(now, Duration::from_secs(lifetime.into())),
+                Some(lifetime) => {
+                    self.known = now;
+                    self.refreshed(now, Duration::from_secs(lifetime.into()));
+                }
                 None => self.fail(now, pending, bad(&pending.request, "success without LIFETIME")),
             },
             Request::CreatePermission { peers } => {
@@ -120,31 +137,34 @@ impl Allocation {
                 }
             }
             Request::ChannelBind { channel, peer } => {
-                if self.channels.bound(now, *peer) {
-                    self.permissions.granted_by_channel(now, peer.ip());
+                let is_new = self.channels.bound(now, *peer);
+                if self.channels.is_wanted(*peer) && self.permissions.granted_by_channel(now, peer.ip()) {
+                    self.output(Output::Permitted { peers: vec![peer.ip()] });
+                }
+                if is_new {
                     self.output(Output::ChannelBound { channel: *channel, peer: *peer });
-                } else if self.channels.is_wanted(*peer) {
-                    self.permissions.granted_by_channel(now, peer.ip());
                 }
             }
             Request::Connect { key, .. } => match message.connection_id {
                 Some(id) => self.on_connected(now, *key, id),
                 None => self.fail(now, pending, bad(&pending.request, "success without CONNECTION-ID")),
             },
-            // These travel on data connections.
-            Request::ConnectionBind { .. } => {}
+            // Seen to above, or on data connections.
+            Request::Allocate { .. } | Request::ConnectionBind { .. } => {}
         }
     }
 
-    fn on_allocated(&mut self, now: Instant, pending: &Pending, message: &Received<'_>) {
-        let granted = match (message.xor_relayed, message.xor_mapped, message.lifetime) {
-            (None, ..) => Err("success without XOR-RELAYED-ADDRESS"),
-            (_, None, _) => Err("success without XOR-MAPPED-ADDRESS"),
-            (_, _, None | Some(0)) => Err("success without a LIFETIME"),
-            (Some(relayed), ..) if self.family.is_some_and(|family| !is_of(family, relayed.ip())) => {
-                Err("the relayed address is of another family than was asked for")
+    fn on_allocated(&mut self, now: Instant, pending: &Pending, by: &Received<'_>, unknown: Option<String>) {
+        let is_other = |relayed: SocketAddr| self.family.is_some_and(|family| !is_of(family, relayed.ip()));
+        let granted = match (unknown, by.xor_relayed, by.xor_mapped, by.lifetime) {
+            (Some(why), ..) => Err(why),
+            (_, None, ..) => Err("success without XOR-RELAYED-ADDRESS".into()),
+            (_, _, None, _) => Err("success without XOR-MAPPED-ADDRESS".into()),
+            (_, _, _, None | Some(0)) => Err("success without a LIFETIME".into()),
+            (_, Some(relayed), ..) if is_other(relayed) => {
+                Err("the relayed address is of another family than was asked for".into())
             }
-            (Some(relayed), Some(mapped), Some(lifetime)) => Ok((relayed, mapped, lifetime)),
+            (_, Some(relayed), Some(mapped), Some(lifetime)) => Ok((relayed, mapped, lifetime)),
         };
         match granted {
             Ok(_) if matches!(self.state, State::Deallocating { .. }) => {
@@ -154,40 +174,47 @@ impl Allocation {
                 let lifetime = Duration::from_secs(lifetime.into());
                 let expires = now + lifetime;
                 self.state = State::Allocated(Granted { relayed, mapped, expires, refresh: None });
+                self.known = now;
                 self.refreshed(now, lifetime);
                 self.output(Output::Allocated { relayed, mapped, lifetime });
             }
             Err(why) => {
-                // What the server has made is of no use to us; it need not keep it.
-                let delete = Request::Refresh { lifetime: 0 };
-                if let Ok(bytes) = seal_request(&delete, self.ids.next(), pending.seal.as_deref()) {
-                    self.output(Output::Send(bytes));
-                }
+                self.leave(pending);
                 self.end(bad(&pending.request, why));
             }
         }
     }
 
+    /// What the server holds for us is of no use to us; it need not keep it. No answer is awaited.
+    fn leave(&mut self, allocate: &Pending) {
+        let delete = Request::Refresh { lifetime: 0 };
+        if let Ok(bytes) = seal_request(&delete, self.ids.next(), allocate.seal.as_deref()) {
+            self.output(Output::Send(bytes));
+        }
+    }
+
     /// A request came to nothing.
     pub(super) fn fail(&mut self, now: Instant, pending: &Pending, error: TurnError) {
+        if self.state == State::Ended {
+            return;
+        }
         let request = &pending.request;
-        let unanswered = matches!(error, TurnError::NoAnswer { .. });
-        // Others were answered meanwhile: it is this request, not the server.
-        let is_alive = self.heard > pending.sent;
         let is_allocate = matches!(request, Request::Allocate { .. });
         match &error {
-            TurnError::Refused { code: 437, .. } if !is_allocate => {
-                return self.end(TurnError::AllocationLost);
-            }
+            // The answer to a first try may have been lost, and this be the answer to a second; or it is what an
+            // earlier user of our port has left.
+            TurnError::Refused { code: 437, .. } if is_allocate => self.leave(pending),
+            TurnError::Refused { code: 437, .. } => return self.end(TurnError::AllocationLost),
             TurnError::Refused { code: 441, .. }
             | TurnError::Unauthorized { .. }
             | TurnError::NoCredentials
             | TurnError::UnusableCredentials(_) => return self.end(error),
-            TurnError::NoAnswer { .. } if !is_alive && !matches!(request, Request::Connect { .. }) => {
-                return self.end(error);
-            }
+            TurnError::NoAnswer { .. } if !self.is_alive(pending) => return self.end(error),
+            // It is this request, not the server; but that is to be seen.
+            TurnError::NoAnswer { .. } => self.probe(now),
             _ => {}
         }
+        let is_refusal = error.is_refusal();
         match request {
             Request::Allocate { .. } | Request::Refresh { lifetime: 0 } => self.end(error),
             Request::Refresh { .. } => {
@@ -195,30 +222,28 @@ impl Allocation {
                 self.output(Output::RefreshFailed { error });
             }
             Request::CreatePermission { peers } => {
-                let peers = self.permissions.failed(now, peers);
+                let is_about_peers = matches!(error, TurnError::Refused { .. });
+                let peers = self.permissions.failed(now, peers, is_refusal, is_about_peers);
                 if !peers.is_empty() {
                     self.output(Output::PermissionsFailed { peers, error });
                 }
             }
             Request::ChannelBind { peer, .. } => {
-                self.channels.failed(now, *peer);
+                self.channels.failed(now, *peer, is_refusal);
                 self.output(Output::ChannelFailed { peer: *peer, error });
                 // coturn's answer to a ChannelBind without an allocation is 400.
-                self.probe(now);
-            }
-            Request::Connect { key, .. } => {
-                self.connection_failed(*key, error);
-                if unanswered {
+                if now >= self.known + KNOWN_FOR {
                     self.probe(now);
                 }
             }
+            Request::Connect { key, .. } => self.connection_failed(*key, error),
             Request::ConnectionBind { .. } => {}
         }
     }
 
     fn on_attempt(&mut self, now: Instant, message: &Received<'_>) -> bool {
         let (Some(peer), Some(connection)) = (message.xor_peer, message.connection_id) else { return false };
-        if !matches!(self.state, State::Allocated(_)) {
+        if self.relayed() != Relayed::Tcp || !matches!(self.state, State::Allocated(_)) {
             return false;
         }
         self.heard = now;
@@ -250,12 +275,16 @@ fn is_believed(
         }
         // A server that grants without asking who we are, although we have a password: not ours.
         (None, None) => !has_account,
-        (None, Some(_)) => true,
+        (None, Some(_)) => !has_account || matches!(request, Request::Allocate { .. }),
     }
 }
 
 pub(super) fn bad(request: &Request, why: impl Into<String>) -> TurnError {
     TurnError::BadAnswer { request: request.name(), why: why.into() }
+}
+
+pub(super) fn not_understood(attribute: u16) -> String {
+    format!("it holds the attribute {attribute:#06x}, which must be understood and is not")
 }
 
 fn is_of(family: Family, ip: std::net::IpAddr) -> bool {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::allocation::{Allocation, Output, State};
-use super::answers::bad;
+use super::answers::{bad, not_understood};
 use super::connections::{Key, Phase};
 use super::error::TurnError;
 use super::transactions::{Request, seal_request};
@@ -139,6 +139,9 @@ impl Allocation {
         let code = message.error.as_ref().map(|(code, _)| *code);
         let sealed = seal.as_ref().is_none_or(|seal| message.is_sealed_with(&seal.key, seal.integrity));
         match (message.class, code) {
+            (Class::Success, None) if !message.unknown_required.is_empty() => {
+                self.connection_failed(key, bad(&request, not_understood(message.unknown_required[0])));
+            }
             (Class::Success, None) if sealed || self.trust_unsealed_bind => self.on_bound(key),
             (Class::Error, Some(code @ (401 | 438))) => self.on_bind_challenged(now, key, code, &message),
             // On a connection of its own nobody but the server can answer, or all is lost anyway.
@@ -146,6 +149,10 @@ impl Allocation {
                 let reason = message.error.map(|(_, reason)| reason).unwrap_or_default();
                 let error = TurnError::Refused { request: "ConnectionBind", code, reason };
                 self.connection_failed(key, error);
+                if code == 437 {
+                    self.probe(now);
+                    self.pump(now);
+                }
             }
             (Class::Success, None) => {
                 let why =
@@ -181,6 +188,8 @@ impl Allocation {
     pub(crate) fn data_failed(&mut self, key: Key, why: String) {
         let is_bound = |phase: &Phase| matches!(phase, Phase::Bound);
         if self.connections.get(key).is_some_and(|connection| !is_bound(&connection.phase)) {
+            self.transactions
+                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
             self.connection_failed(key, TurnError::DataConnection { why });
         }
     }

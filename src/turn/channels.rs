@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::permissions::RETRY_INTERVAL;
+use super::permissions::{RETRY_INTERVAL, Retries};
 
 /// A channel binding's life (RFC 8656 §12).
 pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
@@ -21,7 +21,10 @@ pub(crate) const MAX_CHANNELS: usize = 1024;
 /// The channels of one allocation. A peer keeps its number for as long as the server may remember it, for the
 /// answer to a ChannelBind may be lost: then another number for the same peer would be refused.
 #[derive(Debug, Default)]
-pub(crate) struct Channels(BTreeMap<SocketAddr, Channel>);
+pub(crate) struct Channels {
+    all: BTreeMap<SocketAddr, Channel>,
+    retries: Retries<SocketAddr>,
+}
 
 #[derive(Debug)]
 struct Channel {
@@ -34,36 +37,47 @@ struct Channel {
     perhaps_until: Option<Instant>,
     /// When to ask; `None` while a request is under way, or when it is not wanted.
     due: Option<Instant>,
+    /// The server refused it when it was last asked for.
+    refused: bool,
 }
 
 impl Channels {
     /// Wishes for a channel. `None` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: SocketAddr) -> Option<u16> {
-        if let Some(channel) = self.0.get_mut(&peer) {
+        if let Some(channel) = self.all.get_mut(&peer) {
             if !channel.wanted {
                 channel.wanted = true;
                 channel.due = Some(now);
             }
             return Some(channel.number);
         }
-        if self.0.values().filter(|channel| channel.wanted).count() >= MAX_CHANNELS {
+        if self.all.values().filter(|channel| channel.wanted).count() >= MAX_CHANNELS {
             return None;
         }
-        self.0.retain(|_, channel| {
+        self.all.retain(|_, channel| {
             channel.wanted || channel.perhaps_until.is_some_and(|at| at + GUARD_TIME > now)
         });
-        let taken: std::collections::BTreeSet<u16> = self.0.values().map(|channel| channel.number).collect();
+        let taken: std::collections::BTreeSet<u16> =
+            self.all.values().map(|channel| channel.number).collect();
         let number = (FIRST..=LAST).find(|number| !taken.contains(number))?;
-        let channel = Channel { number, wanted: true, until: None, perhaps_until: None, due: Some(now) };
-        self.0.insert(peer, channel);
+        let channel = Channel {
+            number,
+            wanted: true,
+            until: None,
+            perhaps_until: None,
+            due: Some(now),
+            refused: false,
+        };
+        self.all.insert(peer, channel);
         Some(number)
     }
 
     /// The channels to ask for now. They count as asked for.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<(u16, SocketAddr)> {
         let mut due = Vec::new();
-        for (peer, channel) in &mut self.0 {
-            if channel.wanted && channel.due.is_some_and(|due| due <= now) {
+        for (peer, channel) in &mut self.all {
+            let is_due = channel.wanted && channel.due.is_some_and(|due| due <= now);
+            if is_due && (!channel.refused || self.retries.ask(now, *peer)) {
                 channel.due = None;
                 due.push((channel.number, *peer));
             }
@@ -73,7 +87,9 @@ impl Channels {
 
     /// The server bound it. Says whether that is new.
     pub(crate) fn bound(&mut self, now: Instant, peer: SocketAddr) -> bool {
-        let Some(channel) = self.0.get_mut(&peer) else { return false };
+        self.retries.done(&peer);
+        let Some(channel) = self.all.get_mut(&peer) else { return false };
+        channel.refused = false;
         let is_new = channel.until.is_none_or(|until| until <= now);
         channel.until = Some(now + CHANNEL_LIFETIME);
         channel.perhaps_until = channel.until;
@@ -83,12 +99,18 @@ impl Channels {
 
     /// Whether it is to be kept.
     pub(crate) fn is_wanted(&self, peer: SocketAddr) -> bool {
-        self.0.get(&peer).is_some_and(|channel| channel.wanted)
+        self.all.get(&peer).is_some_and(|channel| channel.wanted)
     }
 
     /// The server refused, or its answers were lost: then it may remember the binding all the same.
-    pub(crate) fn failed(&mut self, now: Instant, peer: SocketAddr) {
-        if let Some(channel) = self.0.get_mut(&peer) {
+    pub(crate) fn failed(&mut self, now: Instant, peer: SocketAddr, is_refusal: bool) {
+        if is_refusal {
+            self.retries.refused(now, &peer);
+        } else {
+            self.retries.done(&peer);
+        }
+        if let Some(channel) = self.all.get_mut(&peer) {
+            channel.refused = is_refusal;
             channel.perhaps_until = Some(now + CHANNEL_LIFETIME);
             channel.due = channel.wanted.then(|| now + RETRY_INTERVAL);
         }
@@ -97,10 +119,12 @@ impl Channels {
     /// Lets the channels of an address run out; says whose are no longer to be used.
     pub(crate) fn forbid(&mut self, now: Instant, ip: IpAddr) -> Vec<SocketAddr> {
         let mut given_up = Vec::new();
-        for (peer, channel) in self.0.iter_mut().filter(|(peer, channel)| peer.ip() == ip && channel.wanted) {
+        for (peer, channel) in self.all.iter_mut().filter(|(peer, channel)| peer.ip() == ip && channel.wanted)
+        {
             channel.wanted = false;
             channel.due = None;
             channel.perhaps_until = channel.perhaps_until.max(Some(now + CHANNEL_LIFETIME));
+            self.retries.done(peer);
             given_up.push(*peer);
         }
         given_up
@@ -109,7 +133,7 @@ impl Channels {
     /// Those whose binding has just run out, although they were to be kept. Each is told once.
     pub(crate) fn take_lapsed(&mut self, now: Instant) -> Vec<SocketAddr> {
         let mut lapsed = Vec::new();
-        for (peer, channel) in &mut self.0 {
+        for (peer, channel) in &mut self.all {
             if channel.until.is_some_and(|until| until <= now) {
                 channel.until = None;
                 if channel.wanted {
@@ -123,13 +147,13 @@ impl Channels {
     /// The channels in use.
     pub(crate) fn all_bound(&self, now: Instant) -> Vec<(u16, SocketAddr)> {
         let bound =
-            self.0.iter().filter(|(_, channel)| channel.wanted && channel.until.is_some_and(|at| at > now));
+            self.all.iter().filter(|(_, channel)| channel.wanted && channel.until.is_some_and(|at| at > now));
         bound.map(|(peer, channel)| (channel.number, *peer)).collect()
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let times = self.0.values().flat_map(|channel| [channel.due, channel.until]);
-        times.flatten().min()
+        let due = |it: &Channel| if it.refused { self.retries.at(it.due?) } else { it.due };
+        self.all.values().flat_map(|channel| [due(channel), channel.until]).flatten().min()
     }
 }
 
@@ -165,7 +189,7 @@ mod tests {
         let (start, mut channels) = (any_instant(), Channels::default());
         channels.want(start, peer(1));
         channels.take_due(start);
-        channels.failed(start, peer(1));
+        channels.failed(start, peer(1), false);
         assert_eq!(channels.take_due(start + RETRY_INTERVAL), [(0x4000, peer(1))]);
     }
 

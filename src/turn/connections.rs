@@ -185,8 +185,14 @@ impl Connections {
 
     /// Takes out those whose time is over, with the reason.
     pub(crate) fn take_late(&mut self, now: Instant) -> Vec<(Key, Connection, TurnError)> {
-        let late = self.all.extract_if(.., |_, connection| connection.deadline.is_some_and(|at| at <= now));
-        late.map(|(key, connection)| (key, connection.clone(), connection.too_late())).collect()
+        let is_late = |connection: &Connection| connection.deadline.is_some_and(|at| at <= now);
+        let late: Vec<Key> = self.all.iter().filter(|(_, it)| is_late(it)).map(|(key, _)| *key).collect();
+        let taken = late.into_iter().filter_map(|key| Some((key, self.all.remove(&key)?)));
+        let taken = taken.map(|(key, connection)| {
+            let error = connection.too_late();
+            (key, connection, error)
+        });
+        taken.collect()
     }
 
     /// Takes out all.

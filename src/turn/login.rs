@@ -49,6 +49,11 @@ impl Login {
         self.seal.as_ref()
     }
 
+    /// Whether this was sealed with the user and the password that are known now, whatever its nonce.
+    pub(crate) fn uses(&self, seal: &Seal) -> bool {
+        self.seal.as_ref().is_some_and(|now| now.user == seal.user && now.key == seal.key)
+    }
+
     /// Other credentials, for the same server.
     ///
     /// # Errors

@@ -10,14 +10,22 @@ pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 const REFRESH_BEFORE: Duration = Duration::from_secs(60);
 /// One that was refused is asked for again after this.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// With one that is due all are asked for that are within this time.
+const TOGETHER_INTERVAL: Duration = Duration::from_secs(5);
 /// Addresses that may be permitted at a time: as many as there may be channels, each of which needs one.
 pub(crate) const MAX_PERMISSIONS: usize = 1024;
 /// Addresses in one CreatePermission.
 pub(crate) const MAX_PEERS_PER_REQUEST: usize = 16;
 
+/// After a refusal, nothing that was refused before is asked for again for this long.
+pub(crate) const REFUSED_INTERVAL: Duration = Duration::from_secs(4);
+
 /// The addresses that are permitted, or are to be.
 #[derive(Debug, Default)]
-pub(crate) struct Permissions(BTreeMap<IpAddr, Permission>);
+pub(crate) struct Permissions {
+    all: BTreeMap<IpAddr, Permission>,
+    retries: Retries<IpAddr>,
+}
 
 #[derive(Debug)]
 struct Permission {
@@ -25,38 +33,80 @@ struct Permission {
     until: Option<Instant>,
     /// When to ask; `None` while a request is under way.
     due: Option<Instant>,
-    /// Asked for alone, because a request for several was refused.
+    /// Asked for alone, because a request for it was refused.
     alone: bool,
+}
+
+/// What was refused before is asked for one at a time: the next at once if the server accepts, else after a pause.
+/// So a server that refuses everything hears little, however much there is to ask for, and one bad address does
+/// not keep the others waiting for long.
+#[derive(Debug)]
+pub(crate) struct Retries<T> {
+    asking: Option<T>,
+    not_before: Option<Instant>,
+}
+
+impl<T> Default for Retries<T> {
+    fn default() -> Self {
+        Self { asking: None, not_before: None }
+    }
+}
+
+impl<T: PartialEq> Retries<T> {
+    /// Whether this one may be asked for now. Then it counts as asked for.
+    pub(crate) fn ask(&mut self, now: Instant, who: T) -> bool {
+        let may = self.asking.is_none() && self.not_before.is_none_or(|at| at <= now);
+        if may {
+            self.asking = Some(who);
+        }
+        may
+    }
+
+    /// When one that is due may be asked for; `None` while another is.
+    pub(crate) fn at(&self, due: Instant) -> Option<Instant> {
+        self.asking.is_none().then(|| self.not_before.map_or(due, |at| at.max(due)))
+    }
+
+    /// The server has accepted it, or nobody wants it any more.
+    pub(crate) fn done(&mut self, who: &T) {
+        self.asking.take_if(|asking| asking == who);
+    }
+
+    pub(crate) fn refused(&mut self, now: Instant, who: &T) {
+        self.done(who);
+        self.not_before = Some(now + REFUSED_INTERVAL);
+    }
 }
 
 impl Permissions {
     /// Wishes for a permission. `false` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: IpAddr) -> bool {
-        if self.0.len() >= MAX_PERMISSIONS && !self.0.contains_key(&peer) {
+        if self.all.len() >= MAX_PERMISSIONS && !self.all.contains_key(&peer) {
             return false;
         }
-        self.0.entry(peer).or_insert(Permission { until: None, due: Some(now), alone: false });
+        self.all.entry(peer).or_insert(Permission { until: None, due: Some(now), alone: false });
         true
     }
 
     /// Lets it run out.
     pub(crate) fn forbid(&mut self, peer: IpAddr) {
-        self.0.remove(&peer);
+        self.all.remove(&peer);
+        self.retries.done(&peer);
     }
 
     /// The addresses to ask for now, in groups of one request each. They count as asked for.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Vec<IpAddr>> {
         let mut requests: Vec<Vec<IpAddr>> = Vec::new();
         let mut together: Vec<IpAddr> = Vec::new();
-        for (peer, permission) in &mut self.0 {
-            if permission.due.is_none_or(|due| due > now) {
-                continue;
-            }
-            permission.due = None;
-            if permission.alone {
-                requests.push(vec![*peer]);
-            } else {
+        let is_due = |it: &Permission| !it.alone && it.due.is_some_and(|due| due <= now);
+        let until = if self.all.values().any(is_due) { now + TOGETHER_INTERVAL } else { now };
+        for (peer, permission) in &mut self.all {
+            if !permission.alone && permission.due.is_some_and(|due| due <= until) {
+                permission.due = None;
                 together.push(*peer);
+            } else if permission.due.is_some_and(|due| due <= now) && self.retries.ask(now, *peer) {
+                permission.due = None;
+                requests.push(vec![*peer]);
             }
         }
         requests.extend(together.chunks(MAX_PEERS_PER_REQUEST).map(<[IpAddr]>::to_vec));
@@ -67,7 +117,9 @@ impl Permissions {
     pub(crate) fn granted(&mut self, now: Instant, peers: &[IpAddr]) -> Vec<IpAddr> {
         let mut new = Vec::new();
         for peer in peers {
-            if let Some(permission) = self.0.get_mut(peer) {
+            self.retries.done(peer);
+            if let Some(permission) = self.all.get_mut(peer) {
+                permission.alone = false;
                 if permission.until.is_none_or(|until| until <= now) {
                     new.push(*peer);
                 }
@@ -79,38 +131,48 @@ impl Permissions {
     }
 
     /// A channel's peer is permitted with it (RFC 8656 §12.2), and its permission kept like any other: the channel
-    /// is asked for again more seldom.
-    pub(crate) fn granted_by_channel(&mut self, now: Instant, peer: IpAddr) {
-        if self.want(now, peer) {
-            self.granted(now, &[peer]);
-        }
+    /// is asked for again more seldom. Says whether it is new.
+    pub(crate) fn granted_by_channel(&mut self, now: Instant, peer: IpAddr) -> bool {
+        self.want(now, peer) && !self.granted(now, &[peer]).is_empty()
     }
 
-    /// The server refused, or did not answer. Says for whom that is final for now: several in one request are
-    /// asked for one by one instead, for one bad address spoils the others' chance.
-    pub(crate) fn failed(&mut self, now: Instant, peers: &[IpAddr]) -> Vec<IpAddr> {
-        let several = peers.len() > 1;
+    /// The server refused, or did not answer. Says for whom that is final for now: where a refusal may be about
+    /// some of several peers they are asked for one by one instead, for one bad address spoils the others' chance.
+    pub(crate) fn failed(
+        &mut self,
+        now: Instant,
+        peers: &[IpAddr],
+        is_refusal: bool,
+        is_about_peers: bool,
+    ) -> Vec<IpAddr> {
+        let again = is_about_peers && peers.len() > 1;
         for peer in peers {
-            if let Some(permission) = self.0.get_mut(peer) {
-                permission.alone = true;
-                permission.due = Some(if several { now } else { now + RETRY_INTERVAL });
+            if let Some(permission) = self.all.get_mut(peer) {
+                permission.alone |= is_refusal;
+                permission.due = Some(if again { now } else { now + RETRY_INTERVAL });
+            }
+            if again || !is_refusal {
+                self.retries.done(peer);
+            } else {
+                self.retries.refused(now, peer);
             }
         }
-        if several { Vec::new() } else { peers.to_vec() }
+        if again { Vec::new() } else { peers.to_vec() }
     }
 
     /// Whether the server lets this address send to us, as far as is known.
     pub(crate) fn is_granted(&self, now: Instant, peer: IpAddr) -> bool {
-        self.0.get(&peer).and_then(|permission| permission.until).is_some_and(|until| until > now)
+        self.all.get(&peer).and_then(|permission| permission.until).is_some_and(|until| until > now)
     }
 
     /// Those that the server has installed.
     pub(crate) fn all_granted(&self, now: Instant) -> Vec<IpAddr> {
-        self.0.keys().filter(|peer| self.is_granted(now, **peer)).copied().collect()
+        self.all.keys().filter(|peer| self.is_granted(now, **peer)).copied().collect()
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.0.values().filter_map(|permission| permission.due).min()
+        let at = |it: &Permission| if it.alone { self.retries.at(it.due?) } else { it.due };
+        self.all.values().filter_map(at).min()
     }
 }
 
@@ -144,13 +206,39 @@ mod tests {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         (1..=3).for_each(|last| assert!(permissions.want(start, peer(last))));
         let asked = permissions.take_due(start);
-        assert!(permissions.failed(start, &asked[0]).is_empty());
-        assert_eq!(permissions.take_due(start), [[peer(1)], [peer(2)], [peer(3)]]);
-        assert_eq!(permissions.failed(start, &[peer(2)]), [peer(2)]);
+        assert!(permissions.failed(start, &asked[0], true, true).is_empty());
+        assert_eq!(permissions.take_due(start), [[peer(1)]]);
+        assert_eq!((permissions.poll_timeout(), permissions.take_due(start)), (None, vec![]));
         assert_eq!(permissions.granted(start, &[peer(1)]), [peer(1)]);
+        assert_eq!(permissions.take_due(start), [[peer(2)]]);
+        assert_eq!(permissions.failed(start, &[peer(2)], true, true), [peer(2)]);
+        assert_eq!(permissions.poll_timeout(), Some(start + REFUSED_INTERVAL));
+        assert!(permissions.take_due(start).is_empty(), "after a refusal there is a pause");
+        assert_eq!(permissions.take_due(start + REFUSED_INTERVAL), [[peer(3)]]);
+        permissions.granted(start + REFUSED_INTERVAL, &[peer(3)]);
         assert_eq!(permissions.poll_timeout(), Some(start + RETRY_INTERVAL));
         permissions.forbid(peer(2));
         assert!(permissions.take_due(start + RETRY_INTERVAL).is_empty());
+    }
+
+    #[test]
+    fn those_that_nobody_answered_for_stay_together() {
+        let (start, mut permissions) = (any_instant(), Permissions::default());
+        (1..=3).for_each(|last| assert!(permissions.want(start, peer(last))));
+        let asked = permissions.take_due(start);
+        assert_eq!(permissions.failed(start, &asked[0], false, false), asked[0]);
+        assert_eq!(permissions.take_due(start + RETRY_INTERVAL), asked);
+    }
+
+    #[test]
+    fn a_refused_one_that_is_forbidden_makes_room_for_the_next() {
+        let (start, mut permissions) = (any_instant(), Permissions::default());
+        (1..=2).for_each(|last| assert!(permissions.want(start, peer(last))));
+        let asked = permissions.take_due(start);
+        permissions.failed(start, &asked[0], true, true);
+        assert_eq!(permissions.take_due(start), [[peer(1)]]);
+        permissions.forbid(peer(1));
+        assert_eq!(permissions.take_due(start), [[peer(2)]]);
     }
 
     #[test]

@@ -23,10 +23,11 @@ const LAST_WAIT: u32 = 16;
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(39_500);
 /// A server says 447 only after 30 s of a silent peer.
 pub(crate) const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
-/// Requests under way at a time; further ones wait.
+/// CreatePermission and ChannelBind under way at a time; further ones wait. Refresh and Connect do not wait for
+/// them: of the one there is one at a time, the other has a limit of its own.
 pub(crate) const MAX_IN_FLIGHT: usize = 32;
-/// 438 in answer to one request, each with another nonce.
-const MAX_STALE: u8 = 4;
+/// Answers to one request that want it to be sealed anew, 438 above all.
+const MAX_CHALLENGES: u8 = 4;
 
 /// Where transaction ids come from: random ones, or in tests a sequence.
 pub(crate) struct Ids(Box<dyn FnMut() -> TransactionId + Send>);
@@ -114,6 +115,11 @@ impl Request {
         }
     }
 
+    /// There may be many of these at once.
+    fn is_bulk(&self) -> bool {
+        matches!(self, Self::CreatePermission { .. } | Self::ChannelBind { .. })
+    }
+
     fn answer_timeout(&self) -> Duration {
         if matches!(self, Self::Connect { .. }) { CONNECT_ANSWER_TIMEOUT } else { ANSWER_TIMEOUT }
     }
@@ -134,9 +140,12 @@ pub(crate) struct Pending {
     pub(crate) unbelieved: Option<u16>,
     /// 401 was answered although it was sealed, and it was tried again with what the server then said.
     pub(crate) refused_once: bool,
+    /// It is sent without a seal, once, so that the server says what it wants now: a server that was replaced may
+    /// answer 400, which cannot be believed, to a nonce of the one before.
+    pub(crate) bare: Option<bool>,
     /// Other credentials were asked for.
     pub(crate) asked: bool,
-    stale: u8,
+    challenges: u8,
     bytes: Vec<u8>,
     tries: u32,
     /// When to repeat it or give it up.
@@ -153,24 +162,25 @@ impl Pending {
             began: now,
             unbelieved: None,
             refused_once: false,
+            bare: None,
             asked: false,
-            stale: 0,
+            challenges: 0,
             bytes: Vec::new(),
             tries: 0,
             next: now,
         }
     }
 
-    /// Counts a 438.
+    /// Counts an answer that wants the request to be sealed anew.
     ///
     /// # Errors
     /// It is one too many.
-    pub(crate) fn count_stale(&mut self) -> Result<(), TurnError> {
-        self.stale += 1;
-        if self.stale <= MAX_STALE {
+    pub(crate) fn count_challenge(&mut self, code: u16) -> Result<(), TurnError> {
+        self.challenges += 1;
+        if self.challenges <= MAX_CHALLENGES {
             return Ok(());
         }
-        let why = format!("438 (stale nonce) {} times in a row", self.stale);
+        let why = format!("{code} {} times in a row", self.challenges);
         Err(TurnError::BadAnswer { request: self.request.name(), why })
     }
 
@@ -195,7 +205,7 @@ pub(crate) fn seal_request(
         .map_err(|error| TurnError::UnusableCredentials(error.to_string()))
 }
 
-/// All requests of one control connection; at most [`MAX_IN_FLIGHT`] under way, the others wait in line.
+/// All requests of one control connection, under way or in line.
 #[derive(Debug)]
 pub(crate) struct Transactions {
     /// TCP: nothing is repeated.
@@ -230,13 +240,12 @@ impl Transactions {
         ids: &mut Ids,
         seal: Option<&Arc<Seal>>,
     ) -> Option<Result<Vec<u8>, (Pending, TurnError)>> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT {
-            return None;
-        }
-        let mut pending = self.waiting.pop_front()?;
+        let bulk = self.in_flight.iter().filter(|pending| pending.request.is_bulk()).count();
+        let next = self.waiting.iter().position(|it| bulk < MAX_IN_FLIGHT || !it.request.is_bulk())?;
+        let mut pending = self.waiting.remove(next)?;
         pending.id = ids.next();
-        pending.seal = seal.cloned();
-        match seal_request(&pending.request, pending.id, seal.map(|seal| &**seal)) {
+        pending.seal = seal.filter(|_| pending.bare != Some(true)).cloned();
+        match seal_request(&pending.request, pending.id, pending.seal.as_deref()) {
             Ok(bytes) => pending.bytes = bytes,
             Err(error) => return Some(Err((pending, error))),
         }
@@ -268,6 +277,23 @@ impl Transactions {
     pub(crate) fn forget(&mut self, is_it: impl Fn(&Request) -> bool) {
         self.in_flight.retain(|pending| !is_it(&pending.request));
         self.waiting.retain(|pending| !is_it(&pending.request));
+    }
+
+    /// Takes an address that is forbidden now out of what has not been sent.
+    pub(crate) fn withdraw(&mut self, ip: IpAddr) {
+        self.waiting.retain_mut(|pending| match &mut pending.request {
+            Request::CreatePermission { peers } => {
+                peers.retain(|peer| *peer != ip);
+                !peers.is_empty()
+            }
+            Request::ChannelBind { peer, .. } => peer.ip() != ip,
+            _ => true,
+        });
+    }
+
+    /// Whether something that was first sent after this is being sent again and again.
+    pub(crate) fn is_repeating(&self, since: Instant) -> bool {
+        self.in_flight.iter().any(|pending| pending.began > since && pending.tries > MAX_TRIES / 2)
     }
 
     /// When something is to be repeated or given up.
@@ -351,12 +377,16 @@ mod tests {
     fn only_so_many_are_under_way_and_a_challenged_one_goes_first() {
         let (start, mut ids) = (any_instant(), ids());
         let mut transactions = Transactions::new(false);
-        (0..MAX_IN_FLIGHT + 2).for_each(|_| transactions.ask(start, REFRESH));
+        let bind = |port| Request::ChannelBind { channel: port, peer: ([192, 0, 2, 1], port).into() };
+        (0..MAX_IN_FLIGHT as u16 + 2).for_each(|port| transactions.ask(start, bind(port)));
         let mut sent = 0;
         while transactions.poll_send(start, &mut ids, None).is_some() {
             sent += 1;
         }
         assert_eq!(sent, MAX_IN_FLIGHT);
+        transactions.ask(start, REFRESH);
+        assert!(transactions.poll_send(start, &mut ids, None).is_some(), "not behind the others");
+        assert!(transactions.poll_send(start, &mut ids, None).is_none());
         let id = transactions.in_flight[3].id;
         assert!(transactions.find(id, Method::ALLOCATE).is_none(), "of another method");
         let mut challenged = transactions.take(id).unwrap();
@@ -370,7 +400,7 @@ mod tests {
     #[test]
     fn a_nonce_may_be_stale_only_so_often() {
         let mut pending = Pending::new(REFRESH, any_instant());
-        (0..MAX_STALE).for_each(|_| pending.count_stale().unwrap());
-        assert!(pending.count_stale().unwrap_err().is_refusal());
+        (0..MAX_CHALLENGES).for_each(|_| pending.count_challenge(438).unwrap());
+        assert!(pending.count_challenge(438).unwrap_err().is_refusal());
     }
 }
