@@ -46,8 +46,7 @@
 //! - [`event`]: what a subscriber hears.
 //! - [`counters`]: what was carried, and what was dropped for which reason.
 //! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
-//! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream); [`credentials`]: who it is
-//!   to its server.
+//! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream).
 //!
 //! # What it does not do
 //!
