@@ -27,6 +27,8 @@ mod refusal;
 mod server;
 #[path = "simulation_tests.rs"]
 mod simulation;
+#[path = "stream_simulation_tests.rs"]
+mod stream_simulation;
 #[path = "timer_tests.rs"]
 mod timer;
 

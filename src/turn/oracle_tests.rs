@@ -34,6 +34,8 @@ pub(super) struct Oracle {
     pub(super) relayed: BTreeSet<SocketAddr>,
     /// Peers that cannot be connected to.
     pub(super) unreachable: BTreeSet<SocketAddr>,
+    /// Connections that were made to peers, from relayed addresses.
+    pub(super) connected: Vec<(SocketAddr, SocketAddr)>,
     /// How often it was replaced.
     pub(super) generation: u32,
 }
@@ -48,6 +50,7 @@ impl Oracle {
             next_port: 50_000,
             relayed: BTreeSet::new(),
             unreachable: BTreeSet::new(),
+            connected: Vec::new(),
             generation: 0,
         };
         oracle.replace();
@@ -69,18 +72,13 @@ impl Oracle {
 
     /// What it sends when this comes, to clients and to peers.
     pub(super) fn receive(&mut self, now: Instant, sent: &Sent) -> Vec<Sent> {
-        let transport = if sent.to == listening() { self.transport } else { self.transport_of_peers() };
-        let transmit = Transmit::new(&sent.bytes[..], transport, sent.from, sent.to);
+        // UDP clients ask for UDP here, TCP clients for TCP.
+        let transmit = Transmit::new(&sent.bytes[..], self.transport, sent.from, sent.to);
         let answer = self.protocol.recv(transmit, self.now(now));
         let answer = answer.map(TransmitBuild::<DelayedMessageOrChannelSend<&[u8]>>::build);
         let mut all: Vec<Sent> = answer.into_iter().map(as_sent).collect();
         all.extend(self.poll(now));
         all
-    }
-
-    /// UDP clients ask for UDP, TCP clients for TCP.
-    fn transport_of_peers(&self) -> TransportType {
-        self.transport
     }
 
     /// Does what is due.
@@ -113,6 +111,7 @@ impl Oracle {
                 TurnServerPollRet::TcpConnect { relayed_addr, peer_addr, listen_addr, client_addr } => {
                     let refused = self.unreachable.contains(&peer_addr);
                     let result = if refused { Err(TcpConnectError::Failure) } else { Ok(relayed_addr) };
+                    self.connected.extend((!refused).then_some((relayed_addr, peer_addr)));
                     self.protocol.tcp_connected(
                         relayed_addr,
                         peer_addr,

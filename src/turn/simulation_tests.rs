@@ -116,7 +116,7 @@ impl World {
                     (self.client, self.relayed) = (None, None);
                     return;
                 }
-                other => eprintln!("DBG {:?} {other:?}", self.now - self.start),
+                _ => {}
             }
         }
         while self.requests.front().is_some_and(|at| *at + secs(10) < self.now) {
@@ -295,7 +295,7 @@ fn story(seed: u64, way: Way, replacements: Option<u64>) -> World {
 
 #[test]
 fn over_a_good_way_an_allocation_lives_for_ever() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         let world = story(seed, GOOD, None);
         assert_eq!(world.ends, [TurnError::Told], "seed {seed}");
     }
@@ -303,7 +303,7 @@ fn over_a_good_way_an_allocation_lives_for_ever() {
 
 #[test]
 fn over_a_bad_way_all_is_kept() {
-    for seed in 10..16 {
+    for seed in 10..14 {
         let loss = 5 * (seed as u32 % 4);
         let world = story(seed, Way { loss, repeated: 10, delay: 5, jitter: 400 }, None);
         // What may end it: an answer to Allocate was lost, and this server refuses the same request repeated.
@@ -313,7 +313,7 @@ fn over_a_bad_way_all_is_kept() {
 
 #[test]
 fn a_server_that_is_replaced_now_and_then_is_followed() {
-    for seed in 20..24 {
+    for seed in 20..23 {
         let world = story(seed, Way { loss: 3, repeated: 3, delay: 30, jitter: 60 }, Some(200));
         assert!(world.ends.len() >= 10, "seed {seed}: {:?}", world.ends);
         let is_expected = |end: &TurnError| !end.is_refusal() || end.to_string().contains("437");
