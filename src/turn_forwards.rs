@@ -344,7 +344,7 @@ impl TurnClientActor {
     pub(crate) fn send_datagrams(&mut self, message: SendDatagrams) -> Result<(), TurnError> {
         let SendDatagrams { peer, datagrams } = message;
         let error = self.no_allocation();
-        let Phase::Running(running) = &self.phase else { return Err(error) };
+        let Phase::Running(running) = &mut self.phase else { return Err(error) };
         if running.core.granted().is_none() {
             return Err(error);
         }
