@@ -115,19 +115,6 @@ async fn an_attempt_that_the_gate_rejects_comes_to_nothing() {
 }
 
 #[actix::test]
-async fn a_gate_that_says_nothing_for_5_s_rejects() {
-    let mut scene = Scene::new().await;
-    let mut gate = Gate::new(Verdict::Silence);
-    scene.set(gate.set()).await;
-    let far = scene.permitted_peer().await;
-    gate.attempt().await;
-    let asked = Instant::now();
-    assert_eq!(scene.rejected().await, far.local_addr().unwrap());
-    assert!(asked.elapsed() > Duration::from_secs(4), "after {:?}", asked.elapsed());
-    scene.house.shutdown().await;
-}
-
-#[actix::test]
 async fn without_a_gate_all_permitted_peers_are_let_in() {
     let mut scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Reject);
@@ -224,7 +211,7 @@ async fn a_nonce_that_ran_out_before_the_attempt_does_not_hold_it_up() {
     let ip = own_ip();
     scene.permit(ip).await;
     let mut longest = Duration::ZERO;
-    for _ in 0..3 {
+    for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(2100)).await;
         let began = Instant::now();
         let mut far = scene.peer_at(ip).await;

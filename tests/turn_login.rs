@@ -13,21 +13,16 @@ use std::time::Duration;
 use actix::prelude::*;
 use actix_relay::config::{TurnConfig, TurnServer, TurnUri, UdpForward};
 use actix_relay::credentials::{Credentials, CredentialsWanted, UserPassword};
-use actix_relay::event::{TurnEvent, TurnState};
+use actix_relay::event::TurnEvent;
 use actix_relay::supervisor::StopSession;
 use actix_relay::turn::{Allocate, ConnectPeer, Permit, RelayStream, TurnError};
 use support::coturn::{Coturn, PASSWORD, REALM, USER};
-use support::turn::{Gate, Verdict, info, server, server_at};
+use support::turn::{Gate, Verdict, info, server, server_at, wrong_password};
 use support::turn_proxy::{UdpProxy, Way};
 use support::turn_server::{Config, TurnServer as Embedded};
 use support::{Echo, House, any, echoed_once, own_ip, soon, udp, until_echoed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-
-fn with_password(addr: SocketAddr, transport: &str, password: &str) -> TurnServer {
-    let uri = format!("turn:{addr}?transport={transport}");
-    TurnServer::new(uri.parse().unwrap()).credentials(UserPassword::new(USER, password))
-}
 
 async fn failed(house: &mut House, child: &str) -> (TurnError, Option<Duration>) {
     house
@@ -38,41 +33,11 @@ async fn failed(house: &mut House, child: &str) -> (TurnError, Option<Duration>)
         .await
 }
 
-/// A server that refuses hears a handful of requests in ten seconds, also when somebody hurries the client: what the
-/// supervisor has planned for the attempts before does not come on top.
-#[actix::test]
-async fn a_wrong_password_is_told_once_and_tried_again_slowly() {
-    let coturn = Coturn::start();
-    let (patient, hurried) = (UdpProxy::to(coturn.addr()).await, UdpProxy::to(coturn.addr()).await);
-    let mut house = House::new().await;
-    house.turn(TurnConfig::new("patient", with_password(patient.addr, "udp", "wrong"))).await;
-    let client = house.turn(TurnConfig::new("hurried", with_password(hurried.addr, "udp", "wrong"))).await;
-    let (error, retry_in) = failed(&mut house, "patient").await;
-    assert_eq!(error, TurnError::Unauthorized { request: "Allocate", user: USER.into() });
-    assert!(!error.to_string().contains("wrong"), "{error}");
-    assert!(retry_in.is_some_and(|wait| wait >= Duration::from_secs(5)), "{retry_in:?}");
-    for _ in 0..3 {
-        soon("the back-off", async {
-            while !matches!(info(&client).await.state, TurnState::Backoff { .. }) {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-        assert_eq!(client.send(Allocate).await.unwrap().unwrap_err(), error);
-    }
-    let asked = hurried.requests().len();
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(patient.requests().len() <= 6, "{:?}", patient.requests());
-    assert_eq!(hurried.requests().len(), asked, "{:?}", hurried.requests());
-    assert!(matches!(info(&client).await.state, TurnState::Backoff { .. }));
-    house.shutdown().await;
-}
-
 #[actix::test]
 async fn a_wrong_password_is_told_over_tcp_too_and_to_who_waits() {
     let coturn = Coturn::start();
     let mut house = House::new().await;
-    let mut config = TurnConfig::tcp("turn", with_password(coturn.addr(), "tcp", "wrong"));
+    let mut config = TurnConfig::tcp("turn", wrong_password(coturn.addr(), "tcp"));
     config.allocate = false;
     let client = house.turn(config).await;
     let error = client.send(Allocate).await.unwrap().unwrap_err();
@@ -188,7 +153,8 @@ async fn credentials_that_expire_later_are_asked_for_again() {
     let peer = udp().await.local_addr().unwrap();
     config.udp_forward.push(UdpForward { local_udp: any(), peer });
     let client = house.turn(config).await;
-    house.allocated("turn").await;
+    let bound = |event: &TurnEvent| matches!(event, TurnEvent::ChannelBound { .. }).then_some(());
+    house.turn_event("turn", bound).await;
     proxy.replace_server(second.addr());
     // With data that nobody answers the client finds out.
     let (app, local) = (udp().await, info(&client).await.local_udp[0]);
