@@ -86,6 +86,11 @@ impl Forwards {
         self.endpoints.iter().map(|(io, _)| io.local()).collect()
     }
 
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn endpoint(&self, index: usize) -> &Addr<UdpEndpointActor> {
+        &self.endpoints[index].1
+    }
+
     pub(crate) fn deliver_to(&mut self, recipient: Option<Recipient<DatagramsReceived>>) {
         self.recipient = recipient;
     }
