@@ -242,10 +242,14 @@ impl Allocation {
         }
     }
 
-    /// coturn's answer to CreatePermission and ChannelBind without an allocation is 400.
+    /// coturn's answer to CreatePermission and ChannelBind without an allocation is 400. A server that has shown that
+    /// it knows ours is asked later.
     fn probe_unless_known(&mut self, now: Instant) {
-        if now >= self.known + KNOWN_FOR {
+        let later = self.known + KNOWN_FOR;
+        if now >= later {
             self.probe(now);
+        } else if let State::Allocated(Granted { refresh: Some(refresh), .. }) = &mut self.state {
+            *refresh = later.min(*refresh);
         }
     }
 

@@ -286,3 +286,15 @@ fn a_channel_or_a_permission_that_is_a_bad_request_makes_the_client_look_for_its
         assert_eq!(pair.end().unwrap().1, TurnError::AllocationLost);
     }
 }
+
+#[test]
+fn a_server_that_knew_the_allocation_just_now_is_asked_a_little_later() {
+    let mut pair = Pair::udp().allocated();
+    pair.server.replace();
+    pair.server.fault(Method::CHANNEL_BIND, usize::MAX, Fault::Refuse(400));
+    pair.act(|core, now| core.bind_channel(now, peer(1))).unwrap();
+    pair.run(secs(9));
+    assert!(pair.end().is_none(), "{:?}", pair.told);
+    pair.run(secs(2));
+    assert_eq!(pair.end().unwrap().1, TurnError::AllocationLost);
+}
