@@ -116,7 +116,7 @@ async fn an_attempt_that_the_gate_rejects_comes_to_nothing() {
 
 #[actix::test]
 async fn without_a_gate_all_permitted_peers_are_let_in() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Reject);
     scene.set(gate.takes_all()).await;
     let far = scene.permitted_peer().await;
@@ -158,7 +158,7 @@ async fn a_gate_and_a_taker_that_are_gone_let_nobody_in() {
 
 #[actix::test]
 async fn a_peer_that_is_not_permitted_is_not_heard_of() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let (stranger, forbidden) = (own_ip(), own_ip());
@@ -178,7 +178,7 @@ async fn a_peer_that_is_not_permitted_is_not_heard_of() {
 
 #[actix::test]
 async fn many_attempts_at_once_are_all_served() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let ip = own_ip();
@@ -205,7 +205,7 @@ async fn many_attempts_at_once_are_all_served() {
 /// The last request was long ago, and its nonce with it: the client learns the new one and binds at once.
 #[actix::test]
 async fn a_nonce_that_ran_out_before_the_attempt_does_not_hold_it_up() {
-    let mut scene = Scene::at(Coturn::builder().arg("--stale-nonce=1").start(), None).await;
+    let scene = Scene::at(Coturn::builder().arg("--stale-nonce=1").start(), None).await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let ip = own_ip();

@@ -79,7 +79,7 @@ impl Scene {
     }
 
     /// Another allocation is there, all that belonged to the first one is back, and traffic flows at the old port.
-    async fn is_as_before(mut self) {
+    async fn serves_as_before(mut self) {
         let old = self.relayed;
         let (relayed, replaces) = self
             .house
@@ -159,7 +159,7 @@ async fn a_server_that_is_killed_and_restarted_is_used_again_over_udp() {
     let cause = scene.sends_until_deleted().await;
     assert!(matches!(cause, TurnError::Unreachable { .. }), "{cause:?}");
     coturn.restart();
-    scene.is_as_before().await;
+    scene.serves_as_before().await;
 }
 
 #[actix::test]
@@ -171,7 +171,7 @@ async fn a_server_that_is_killed_and_restarted_is_used_again_over_tcp() {
     assert!(matches!(cause, TurnError::ControlLost { .. }), "{cause:?}");
     assert!(retry_in.is_some_and(|wait| wait < Duration::from_secs(1)), "{retry_in:?}");
     coturn.restart();
-    scene.is_as_before().await;
+    scene.serves_as_before().await;
 }
 
 /// Another server has taken the place of the first, without any ICMP, and nothing but data is sent.
@@ -183,7 +183,7 @@ async fn a_server_that_is_replaced_in_silence_is_noticed_by_the_answers_it_does_
     proxy.replace_server(second.addr());
     let cause = scene.sends_until_deleted().await;
     assert_eq!(cause, TurnError::AllocationLost);
-    scene.is_as_before().await;
+    scene.serves_as_before().await;
 }
 
 #[actix::test]

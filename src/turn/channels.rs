@@ -197,6 +197,29 @@ mod tests {
     }
 
     #[test]
+    fn refused_ones_are_asked_for_one_by_one_until_they_are_accepted() {
+        let (start, mut channels) = (any_instant(), Channels::default());
+        for port in 1..=3 {
+            channels.want(start, peer(port));
+        }
+        channels.take_due(start);
+        (1..=3).for_each(|port| channels.failed(start, peer(port), true));
+        let retry = start + RETRY_INTERVAL;
+        assert_eq!(channels.poll_timeout(), Some(retry));
+        for port in 1..=3 {
+            assert_eq!(channels.take_due(retry).len(), 1);
+            assert_eq!(
+                (channels.poll_timeout().filter(|at| *at <= retry), channels.take_due(retry)),
+                (None, vec![])
+            );
+            assert!(channels.bound(retry, peer(port)));
+        }
+        // From then on they are like others.
+        let due = retry + CHANNEL_LIFETIME - REFRESH_BEFORE;
+        assert_eq!(channels.take_due(due).len(), 3);
+    }
+
+    #[test]
     fn a_number_goes_to_another_peer_only_after_the_guard_time() {
         let (start, mut channels) = (any_instant(), Channels::default());
         channels.want(start, peer(1));

@@ -204,24 +204,26 @@ impl World {
     /// Something that an application may want.
     fn wish(&mut self) {
         let (now, last) = (self.now, self.rng.u8(1..=12));
-        let is_new = self.rng.bool();
-        let client = self.client.as_mut();
+        let is_ended = self.rng.bool();
+        let client = self.client.as_mut().map(|client| &mut client.core);
         match self.rng.u8(0..4) {
             0 => {
                 self.permits.insert(ip(last));
-                client.map(|client| client.core.permit(now, &[ip(last)]).unwrap());
                 self.forbidden.remove(&ip(last));
+                client.map(|core| core.permit(now, &[ip(last)]).unwrap());
             }
             1 => {
                 self.channels.insert(peer(last));
-                client.map(|client| client.core.bind_channel(now, peer(last)).unwrap());
                 self.forbidden.remove(&ip(last));
+                client.map(|core| core.bind_channel(now, peer(last)).unwrap());
             }
-            2 if is_new => {
+            2 if is_ended => {
                 self.permits.remove(&ip(last));
                 self.channels.remove(&peer(last));
                 self.forbidden.insert(ip(last), now);
-                client.map(|client| client.core.forbid(now, &[ip(last)]));
+                if let Some(core) = client {
+                    core.forbid(now, &[ip(last)]);
+                }
             }
             _ => {}
         }

@@ -178,6 +178,30 @@ fn requests_for_what_is_forbidden_meanwhile_do_not_pile_up() {
 }
 
 #[test]
+fn what_is_forbidden_leaves_the_line_and_others_stay_in_it() {
+    let mut pair = Pair::udp().allocated();
+    for last in 1..=40 {
+        pair.act(|core, now| core.bind_channel(now, peer(last))).unwrap();
+    }
+    // One is on its way, one in line.
+    pair.act(|core, now| core.forbid(now, &[ip(1), ip(40)]));
+    pair.run(secs(1));
+    let asked: Vec<SocketAddr> = pair.server.log.iter().map(|asked| asked.peers()[0]).collect();
+    assert_eq!(asked, (1..40).map(peer).collect::<Vec<_>>());
+    assert_eq!(pair.client.core.channels.all_bound(pair.now).len(), 38);
+
+    let mut pair = Pair::udp().allocated();
+    for last in 1..=32 {
+        pair.act(|core, now| core.permit(now, &[ip(last)])).unwrap();
+    }
+    pair.act(|core, now| core.permit(now, &[ip(33), ip(34), ip(35)])).unwrap();
+    pair.act(|core, now| core.forbid(now, &[ip(34)]));
+    pair.run(secs(1));
+    assert_eq!(pair.server.log.last().unwrap().peers().len(), 2);
+    assert_eq!(pair.client.core.permissions.all_granted(pair.now).len(), 34);
+}
+
+#[test]
 fn a_permission_that_came_with_a_channel_is_told_to_who_waits_for_it() {
     let mut pair = Pair::udp().allocated();
     pair.act(|core, now| core.bind_channel(now, peer(1))).unwrap();

@@ -25,6 +25,8 @@ pub mod coturn;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
+#[cfg(all(unix, feature = "cli"))]
+pub mod process;
 pub mod proxy;
 pub mod turn;
 pub mod turn_proxy;
