@@ -86,6 +86,11 @@ impl Forwards {
         self.endpoints.iter().map(|(io, _)| io.local()).collect()
     }
 
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn endpoint(&self, index: usize) -> &Addr<UdpEndpointActor> {
+        &self.endpoints[index].1
+    }
+
     pub(crate) fn deliver_to(&mut self, recipient: Option<Recipient<DatagramsReceived>>) {
         self.recipient = recipient;
     }
@@ -344,7 +349,7 @@ impl TurnClientActor {
     pub(crate) fn send_datagrams(&mut self, message: SendDatagrams) -> Result<(), TurnError> {
         let SendDatagrams { peer, datagrams } = message;
         let error = self.no_allocation();
-        let Phase::Running(running) = &self.phase else { return Err(error) };
+        let Phase::Running(running) = &mut self.phase else { return Err(error) };
         if running.core.granted().is_none() {
             return Err(error);
         }

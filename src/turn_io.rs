@@ -173,9 +173,8 @@ impl TurnClientActor {
         match &running.control {
             Control::Udp(io) => {
                 // What the socket does not take now is sent again like any lost request.
-                if let Err(error) = io.send_message(bytes)
-                    && error.kind() == ErrorKind::ConnectionRefused
-                {
+                let (_, refused) = send_message(io, bytes);
+                if refused {
                     running.core.unreachable(now(), &icmp(running.server));
                 }
             }
@@ -206,6 +205,15 @@ impl TurnClientActor {
                 act.outputs(ctx);
             }
         }));
+    }
+}
+
+/// Sends one message to the server, and says whether its host has answered an earlier one that nobody is there (ICMP):
+/// the system told so instead of sending this one, which is sent all the same.
+fn send_message(io: &UdpIo, message: &[u8]) -> (io::Result<()>, bool) {
+    match io.send_message(message) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => (io.send_message(message), true),
+        sent => (sent, false),
     }
 }
 
@@ -276,17 +284,23 @@ impl Running {
 
     /// A whole STUN message that carries a datagram of `payload` bytes; on a stream behind what waits there.
     pub(crate) fn send_indication(
-        &self,
+        &mut self,
         now: Instant,
         message: &[u8],
         payload: u64,
         counters: &LiveCounters,
     ) {
         match &self.control {
-            Control::Udp(io) => match io.send_message(message) {
-                Ok(()) => counters.sent_to_tcp(1, payload),
-                Err(_) => counters.dropped(DropReason::SendFailed, 1),
-            },
+            Control::Udp(io) => {
+                let (sent, refused) = send_message(io, message);
+                match sent {
+                    Ok(()) => counters.sent_to_tcp(1, payload),
+                    Err(_) => counters.dropped(DropReason::SendFailed, 1),
+                }
+                if refused {
+                    self.core.unreachable(now, &icmp(self.server));
+                }
+            }
             Control::Tcp { flow, .. } => {
                 flow.push(now, Batch { frames: Bytes::copy_from_slice(message), datagrams: 1, payload });
             }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -49,9 +50,14 @@ impl Scene {
 
     /// A peer with an address of its own connects.
     async fn peer_at(&self, ip: IpAddr) -> TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((ip, 0).into()).unwrap();
-        soon("the peer's connection", socket.connect(self.relayed)).await.unwrap()
+        self.try_peer_at(ip).await.unwrap()
+    }
+
+    /// The server resets one that is not permitted, perhaps before it has noticed that it is connected.
+    async fn try_peer_at(&self, ip: IpAddr) -> io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((ip, 0).into())?;
+        soon("the peer's connection", socket.connect(self.relayed)).await
     }
 
     async fn permitted_peer(&self) -> TcpStream {
@@ -109,21 +115,8 @@ async fn an_attempt_that_the_gate_rejects_comes_to_nothing() {
 }
 
 #[actix::test]
-async fn a_gate_that_says_nothing_for_5_s_rejects() {
-    let mut scene = Scene::new().await;
-    let mut gate = Gate::new(Verdict::Silence);
-    scene.set(gate.set()).await;
-    let far = scene.permitted_peer().await;
-    gate.attempt().await;
-    let asked = Instant::now();
-    assert_eq!(scene.rejected().await, far.local_addr().unwrap());
-    assert!(asked.elapsed() > Duration::from_secs(4), "after {:?}", asked.elapsed());
-    scene.house.shutdown().await;
-}
-
-#[actix::test]
 async fn without_a_gate_all_permitted_peers_are_let_in() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Reject);
     scene.set(gate.takes_all()).await;
     let far = scene.permitted_peer().await;
@@ -165,15 +158,17 @@ async fn a_gate_and_a_taker_that_are_gone_let_nobody_in() {
 
 #[actix::test]
 async fn a_peer_that_is_not_permitted_is_not_heard_of() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let (stranger, forbidden) = (own_ip(), own_ip());
-    assert!(matches!(soon("the end", scene.peer_at(stranger).await.read(&mut [0; 8])).await, Ok(0) | Err(_)));
+    if let Ok(mut stranger) = scene.try_peer_at(stranger).await {
+        assert!(matches!(soon("the end", stranger.read(&mut [0; 8])).await, Ok(0) | Err(_)));
+    }
     // The server would let it in for 5 minutes more.
     scene.permit(forbidden).await;
     scene.client.send(Forbid { peers: vec![forbidden] }).await.unwrap();
-    let late = scene.peer_at(forbidden).await;
+    let late = scene.try_peer_at(forbidden).await;
     let far = scene.permitted_peer().await;
     assert_eq!(gate.attempt().await.peer, far.local_addr().unwrap());
     assert_eq!(gate.stream().await.peer(), far.local_addr().unwrap());
@@ -183,7 +178,7 @@ async fn a_peer_that_is_not_permitted_is_not_heard_of() {
 
 #[actix::test]
 async fn many_attempts_at_once_are_all_served() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let ip = own_ip();
@@ -210,13 +205,13 @@ async fn many_attempts_at_once_are_all_served() {
 /// The last request was long ago, and its nonce with it: the client learns the new one and binds at once.
 #[actix::test]
 async fn a_nonce_that_ran_out_before_the_attempt_does_not_hold_it_up() {
-    let mut scene = Scene::at(Coturn::builder().arg("--stale-nonce=1").start(), None).await;
+    let scene = Scene::at(Coturn::builder().arg("--stale-nonce=1").start(), None).await;
     let mut gate = Gate::new(Verdict::Accept);
     scene.set(gate.set()).await;
     let ip = own_ip();
     scene.permit(ip).await;
     let mut longest = Duration::ZERO;
-    for _ in 0..3 {
+    for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(2100)).await;
         let began = Instant::now();
         let mut far = scene.peer_at(ip).await;

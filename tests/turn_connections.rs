@@ -338,23 +338,11 @@ async fn a_data_connection_that_fails_is_told_to_the_caller_and_to_observers() {
     }
 }
 
-#[actix::test]
-async fn a_data_connection_that_nobody_answers_fails_in_time() {
-    let coturn = Coturn::start();
-    let treat = |number| if number == 0 { Treatment::Pass } else { Treatment::Swallow };
-    let proxy = StreamProxy::to(coturn.addr(), treat).await;
-    let mut scene = Scene::at(coturn, Some(&proxy)).await;
-    let error = scene.connect(scene.peer).await.unwrap_err();
-    assert!(matches!(error, TurnError::NoAnswer { request: "ConnectionBind", .. }), "{error:?}");
-    assert_eq!(scene.binding_failed().await, error);
-    scene.house.shutdown().await;
-}
-
 /// Connections are made long after the nonce that was used last has run out, again and again.
 #[actix::test]
 async fn a_stale_nonce_stands_in_nobodys_way() {
     let mut scene = Scene::at(Coturn::builder().arg("--stale-nonce=1").start(), None).await;
-    for _ in 0..4 {
+    for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(2100)).await;
         let (mut near, mut far) = scene.connected().await;
         says(&mut near, &mut far, b"hello").await;

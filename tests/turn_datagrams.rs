@@ -145,7 +145,7 @@ async fn several_forwards_of_one_client_keep_their_peers_apart() {
 #[actix::test]
 async fn an_application_that_restarts_on_another_port_gets_its_answers() {
     let coturn = Coturn::start();
-    let mut house = House::new().await;
+    let house = House::new().await;
     let echo = Echo::start().await;
     let client = house.turn(forwarding(server(&coturn.uri("udp")), &[echo.addr])).await;
     let local = info(&client).await.local_udp[0];

@@ -5,7 +5,6 @@
 mod support;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use actix_relay::config::{AddressFamily, TurnConfig, TurnServer, UdpForward};
 use actix_relay::event::{TurnEvent, TurnState};
@@ -15,8 +14,7 @@ use actix_relay::turn::{
 };
 use bytes::Bytes;
 use support::coturn::Coturn;
-use support::turn::{Inbox, info, server, server_at};
-use support::turn_proxy::{StreamProxy, Treatment, UdpProxy, Way};
+use support::turn::{Inbox, info, server};
 use support::{Echo, House, any, echoed_once, own_ip, receive, soon, udp, until_echoed};
 use tokio::net::UdpSocket;
 
@@ -24,13 +22,6 @@ use tokio::net::UdpSocket;
 fn forwarding(server: TurnServer, peer: SocketAddr) -> TurnConfig {
     let mut config = TurnConfig::new("turn", server);
     config.udp_forward.push(UdpForward { local_udp: any(), peer });
-    config
-}
-
-/// Nothing gets too old, however busy the machine is.
-fn patient(mut config: TurnConfig) -> TurnConfig {
-    config.max_queue_delay = support::PATIENCE;
-    config.connect_hold = support::PATIENCE;
     config
 }
 

@@ -19,10 +19,16 @@ mod login;
 mod loss;
 #[path = "model_tests.rs"]
 mod model;
+#[path = "oracle_tests.rs"]
+mod oracle;
 #[path = "refusal_tests.rs"]
 mod refusal;
 #[path = "server_tests.rs"]
 mod server;
+#[path = "simulation_tests.rs"]
+mod simulation;
+#[path = "stream_simulation_tests.rs"]
+mod stream_simulation;
 #[path = "timer_tests.rs"]
 mod timer;
 

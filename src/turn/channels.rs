@@ -31,7 +31,8 @@ struct Channel {
     number: u16,
     /// It is to be kept.
     wanted: bool,
-    /// When the server forgets it, as far as is known; `None` before the server has confirmed it.
+    /// When the server forgets it, as far as is known; `None` before the server has confirmed it, and when it is
+    /// not wanted.
     until: Option<Instant>,
     /// When the server has forgotten it for certain, whatever answers were lost.
     perhaps_until: Option<Instant>,
@@ -90,11 +91,14 @@ impl Channels {
         self.retries.done(&peer);
         let Some(channel) = self.all.get_mut(&peer) else { return false };
         channel.refused = false;
+        channel.perhaps_until = Some(now + CHANNEL_LIFETIME);
+        if !channel.wanted {
+            return false;
+        }
         let is_new = channel.until.is_none_or(|until| until <= now);
         channel.until = Some(now + CHANNEL_LIFETIME);
-        channel.perhaps_until = channel.until;
-        channel.due = channel.wanted.then(|| now + CHANNEL_LIFETIME - REFRESH_BEFORE);
-        is_new && channel.wanted
+        channel.due = Some(now + CHANNEL_LIFETIME - REFRESH_BEFORE);
+        is_new
     }
 
     /// Whether it is to be kept.
@@ -122,6 +126,8 @@ impl Channels {
         for (peer, channel) in self.all.iter_mut().filter(|(peer, channel)| peer.ip() == ip && channel.wanted)
         {
             channel.wanted = false;
+            // Whoever wishes for it again waits for the server's answer, for the permission may be gone by then.
+            channel.until = None;
             channel.due = None;
             channel.perhaps_until = channel.perhaps_until.max(Some(now + CHANNEL_LIFETIME));
             self.retries.done(peer);
@@ -136,9 +142,7 @@ impl Channels {
         for (peer, channel) in &mut self.all {
             if channel.until.is_some_and(|until| until <= now) {
                 channel.until = None;
-                if channel.wanted {
-                    lapsed.push(*peer);
-                }
+                lapsed.push(*peer);
             }
         }
         lapsed
@@ -146,8 +150,7 @@ impl Channels {
 
     /// The channels in use.
     pub(crate) fn all_bound(&self, now: Instant) -> Vec<(u16, SocketAddr)> {
-        let bound =
-            self.all.iter().filter(|(_, channel)| channel.wanted && channel.until.is_some_and(|at| at > now));
+        let bound = self.all.iter().filter(|(_, channel)| channel.until.is_some_and(|at| at > now));
         bound.map(|(peer, channel)| (channel.number, *peer)).collect()
     }
 
@@ -194,13 +197,36 @@ mod tests {
     }
 
     #[test]
+    fn refused_ones_are_asked_for_one_by_one_until_they_are_accepted() {
+        let (start, mut channels) = (any_instant(), Channels::default());
+        for port in 1..=3 {
+            channels.want(start, peer(port));
+        }
+        channels.take_due(start);
+        (1..=3).for_each(|port| channels.failed(start, peer(port), true));
+        let retry = start + RETRY_INTERVAL;
+        assert_eq!(channels.poll_timeout(), Some(retry));
+        for port in 1..=3 {
+            assert_eq!(channels.take_due(retry).len(), 1);
+            assert_eq!(
+                (channels.poll_timeout().filter(|at| *at <= retry), channels.take_due(retry)),
+                (None, vec![])
+            );
+            assert!(channels.bound(retry, peer(port)));
+        }
+        // From then on they are like others.
+        let due = retry + CHANNEL_LIFETIME - REFRESH_BEFORE;
+        assert_eq!(channels.take_due(due).len(), 3);
+    }
+
+    #[test]
     fn a_number_goes_to_another_peer_only_after_the_guard_time() {
         let (start, mut channels) = (any_instant(), Channels::default());
         channels.want(start, peer(1));
         channels.take_due(start);
         channels.bound(start, peer(1));
         assert_eq!(channels.forbid(start, peer(1).ip()), [peer(1)]);
-        assert_eq!(channels.poll_timeout(), Some(start + CHANNEL_LIFETIME));
+        assert_eq!((channels.poll_timeout(), channels.all_bound(start)), (None, vec![]));
         let guarded = start + CHANNEL_LIFETIME + GUARD_TIME - Duration::from_millis(1);
         assert_eq!(channels.want(guarded, peer(2)), Some(0x4001));
         assert_eq!(channels.want(start + CHANNEL_LIFETIME + GUARD_TIME, peer(3)), Some(0x4000));

@@ -216,6 +216,32 @@ fn another_realm_is_refused() {
 }
 
 #[test]
+fn a_400_without_integrity_makes_the_client_ask_once_without_its_nonce() {
+    let bad_request = |answer: &mut server::Answer| {
+        *answer = challenge(answer);
+        answer.attributes.clear();
+        answer.put_raw(0x0009, b"\0\0\x04\0Bad Request");
+    };
+    for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
+        let mut pair = before(method, Offer::Sha256 { anonymous: true });
+        pair.server.change(method, 1, bad_request);
+        ask(&mut pair, method);
+        pair.run(secs(1));
+        assert!(is_done(&pair, method), "{:?}", pair.told);
+        let sealed: Vec<bool> = pair.server.log.iter().map(|asked| asked.integrity().is_some()).collect();
+        assert_eq!(sealed[..3], [true, false, true]);
+    }
+    // Without end it is an error in time, and few requests.
+    let mut pair = Pair::udp().allocated();
+    pair.server.change(Method::CREATE_PERMISSION, usize::MAX, bad_request);
+    ask(&mut pair, Method::CREATE_PERMISSION);
+    pair.run(secs(42));
+    let error = failure(&pair, Method::CREATE_PERMISSION).unwrap().to_string();
+    assert!(error.contains("error 400 came without"), "{error}");
+    assert_eq!(pair.asked(Method::CREATE_PERMISSION).len(), 8);
+}
+
+#[test]
 fn md5_is_used_under_sha_256_where_nothing_better_is_offered() {
     let mut pair = before(Method::ALLOCATE, Offer::Sha256 { anonymous: false });
     pair.server.change(Method::ALLOCATE, 1, |answer| set(answer, PASSWORD_ALGORITHMS, &[0, 1, 0, 0]));

@@ -339,23 +339,23 @@ impl Server {
     }
 
     /// What is wrong with the credentials; checks that everything is returned that was sent.
-    fn check(&mut self, now: Instant, asked: &Asked) -> Result<(), Answer> {
+    fn check(&mut self, now: Instant, asked: &Asked) -> Option<Answer> {
         if self.login == Login::None {
-            return Ok(());
+            return None;
         }
         if asked.integrity().is_none() {
-            return Err(self.challenge(asked, 401));
+            return Some(self.challenge(asked, 401));
         }
         if asked.raw(REALM) != Some(self.realm.clone().into_bytes()) {
             assert!(self.is_lenient, "another realm");
-            return Err(self.challenge(asked, 401));
+            return Some(self.challenge(asked, 401));
         }
         let since = *self.nonce_since.get_or_insert(now);
         if self.nonce_lifetime.is_some_and(|lifetime| now >= since + lifetime) {
             self.renew_nonce();
         }
         if asked.raw(NONCE) != Some(self.nonce.clone().into_bytes()) {
-            return Err(self.challenge(asked, 438));
+            return Some(self.challenge(asked, 438));
         }
         let message = asked.message();
         let name = message.attribute::<Username>().ok().map(|name| name.username().to_owned());
@@ -370,19 +370,19 @@ impl Server {
             && asked.raw(PASSWORD_ALGORITHM) == Some(vec![0, 2, 0, 0]);
         if matches!(self.login, Login::Sha256 { .. }) && !is_returned {
             assert!(self.is_lenient, "other algorithms");
-            return Err(Answer { sealing: Sealing::No, ..self.error(asked, 400) });
+            return Some(Answer { sealing: Sealing::No, ..self.error(asked, 400) });
         }
         if !is_named || !is_sealed {
-            return Err(self.challenge(asked, 401));
+            return Some(self.challenge(asked, 401));
         }
         match &self.held {
-            Some(held) if held.user != (name, hash) => Err(self.error(asked, 441)),
-            _ => Ok(()),
+            Some(held) if held.user != (name, hash) => Some(self.error(asked, 441)),
+            _ => None,
         }
     }
 
     fn answer(&mut self, now: Instant, asked: &Asked) -> Answer {
-        if let Err(error) = self.check(now, asked) {
+        if let Some(error) = self.check(now, asked) {
             return error;
         }
         self.held.take_if(|held| held.until <= now);

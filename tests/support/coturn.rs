@@ -206,6 +206,20 @@ impl Coturn {
     /// Makes it silent: its sockets stay open, nothing is answered and no ICMP comes back.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        // Its threads stop one after the other.
+        while !self.is_stopped() {
+            thread::yield_now();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat"))).all(|stat| {
+            // Behind the name, which stands in parentheses.
+            stat.is_ok_and(|stat| {
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        })
     }
 
     /// Lets it go on, with what came meanwhile.

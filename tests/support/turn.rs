@@ -26,6 +26,12 @@ pub fn server_at(addr: SocketAddr, transport: &str) -> TurnServer {
     server(&format!("turn:{addr}?transport={transport}"))
 }
 
+/// The same with a password that no test server knows.
+pub fn wrong_password(addr: SocketAddr, transport: &str) -> TurnServer {
+    let uri = format!("turn:{addr}?transport={transport}");
+    TurnServer::new(uri.parse().unwrap()).credentials(UserPassword::new(USER, "wrong"))
+}
+
 impl House {
     pub async fn turn(&self, config: TurnConfig) -> Addr<TurnClientActor> {
         self.supervisor.send(StartTurn { config }).await.unwrap().unwrap()
