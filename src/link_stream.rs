@@ -24,6 +24,7 @@ impl From<TcpStream> for Stream {
 
 impl From<RelayStream> for Stream {
     fn from(relayed: RelayStream) -> Self {
+        relayed.tune_for_datagrams();
         Self::Relayed(relayed)
     }
 }

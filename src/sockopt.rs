@@ -215,6 +215,19 @@ pub(crate) fn tune_tcp<'s>(connection: impl Into<SockRef<'s>>) -> Result<(), Soc
     Ok(())
 }
 
+/// Lets a tuned connection wait: whoever is sent bytes, not datagrams, may read them when it likes, or pause for hours.
+/// Whether it is still there keep-alive finds out.
+///
+/// # Errors
+/// [`SocketError::Option`].
+pub(crate) fn be_patient<'s>(connection: impl Into<SockRef<'s>>) -> Result<(), SocketError> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    connection.into().set_tcp_user_timeout(None).map_err(refused("TCP_USER_TIMEOUT", 0))?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = connection.into();
+    Ok(())
+}
+
 /// A nonblocking listener whose connections inherit mark and congestion control; `[::]` also takes IPv4.
 ///
 /// The port can be bound again at once after a restart (`SO_REUSEADDR`, on Unix: on Windows that option would
@@ -344,6 +357,8 @@ mod tests {
             {
                 assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16_384);
                 assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(10)));
+                be_patient(connection).unwrap();
+                assert_eq!(socket.tcp_user_timeout().unwrap(), None);
                 assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(5));
                 assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(2));
             }

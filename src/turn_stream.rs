@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::link_stream::peek;
+use crate::sockopt::{be_patient, tune_tcp};
 
 /// What the server calls one connection with a peer: CONNECTION-ID, RFC 6062 §6.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -88,6 +89,8 @@ impl RelayStream {
         client: Recipient<RelayStreamEnded>,
         key: u64,
     ) -> Self {
+        // As it was dialed, a peer that pauses for 10 s would count as dead.
+        let _ = be_patient(&tcp);
         let ended = RelayStreamEnded { key, error: None };
         Self { transport: Transport::Tcp(tcp), early, peer, connection, guard: Guard { client, ended } }
     }
@@ -119,6 +122,16 @@ impl RelayStream {
     pub fn server_addr(&self) -> io::Result<SocketAddr> {
         match &self.transport {
             Transport::Tcp(tcp) => tcp.peer_addr(),
+        }
+    }
+
+    /// It carries datagrams from now on: a peer that does not read them for 10 s is dead.
+    pub(crate) fn tune_for_datagrams(&self) {
+        let tuned = match &self.transport {
+            Transport::Tcp(tcp) => tune_tcp(tcp),
+        };
+        if let Err(error) = tuned {
+            tracing::debug!(%error, peer = %self.peer, "tuning a relay connection");
         }
     }
 
@@ -267,6 +280,20 @@ pub(crate) mod tests {
         let mut got = String::new();
         server.read_to_string(&mut got).await.unwrap();
         assert_eq!(got, "one two three four");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[actix::test]
+    async fn a_peer_may_pause_but_not_the_one_of_a_link() {
+        let stream = relayed(b"", "192.0.2.1:9", 1).await.stream;
+        let Transport::Tcp(tcp) = &stream.transport;
+        let timeout = || socket2::SockRef::from(tcp).tcp_user_timeout().unwrap();
+        tune_tcp(tcp).unwrap();
+        assert!(timeout().is_some());
+        be_patient(tcp).unwrap();
+        assert_eq!(timeout(), None);
+        stream.tune_for_datagrams();
+        assert!(timeout().is_some());
     }
 
     #[actix::test]

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::dial::dial;
 use crate::event::EventKind;
 use crate::listen::{Incoming, Listener};
-use crate::sockopt::{TcpOptions, tune_tcp};
+use crate::sockopt::{TcpOptions, be_patient, tune_tcp};
 use crate::supervisor::Reporter;
 use crate::turn::{AwaitAllocation, ConnectPeer, RelayStream, TurnClientActor, TurnError};
 
@@ -56,7 +56,10 @@ impl TurnClientActor {
         // Not the options of connections to the server: this one stays here.
         let joined = beside(async move {
             match dial(&to.into(), &TcpOptions::default(), LINGER_TIMEOUT).await {
-                Ok((local, _)) => join(stream, local, pending()).await,
+                Ok((local, _)) => {
+                    let _ = be_patient(&local);
+                    join(stream, local, pending()).await;
+                }
                 Err(error) => tracing::warn!(%to, peer = %stream.peer(), %error, "the service is not there"),
             }
         });
@@ -107,7 +110,7 @@ async fn serve(mut door: Door, peer: SocketAddr, client: Addr<TurnClientActor>) 
     loop {
         door.knock().await;
         let Some(local) = door.next.take() else { continue };
-        let _ = tune_tcp(&local);
+        let _ = tune_tcp(&local).and_then(|()| be_patient(&local));
         // What went wrong has been told as an event; the connection is closed by being dropped.
         if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, connect(&client, peer, ended)).await {
             join(stream, local, door.knock()).await;

@@ -13,7 +13,7 @@ use actix_relay::event::TurnEvent;
 use actix_relay::supervisor::StartTurn;
 use actix_relay::turn::{ConnectPeer, RelayStream, TurnClientActor, TurnError};
 use support::coturn::Coturn;
-use support::turn::{info, server, server_at};
+use support::turn::{info, send, server, server_at, take};
 use support::turn_proxy::{StreamProxy, Treatment};
 use support::{House, any, soon, vacant_tcp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -83,24 +83,6 @@ fn is_closed(event: &TurnEvent) -> bool {
     matches!(event, TurnEvent::RelayConnectionClosed { .. })
 }
 
-const KIB: usize = 1024;
-
-/// Numbered blocks of 1 KiB.
-async fn send(to: &mut (impl AsyncWrite + Unpin), blocks: usize) {
-    for number in 0..blocks {
-        to.write_all(&[number as u8; KIB]).await.unwrap();
-    }
-    to.flush().await.unwrap();
-}
-
-async fn take(from: &mut (impl AsyncRead + Unpin), blocks: usize) {
-    let mut block = [0; KIB];
-    for number in 0..blocks {
-        from.read_exact(&mut block).await.unwrap();
-        assert_eq!(block, [number as u8; KIB]);
-    }
-}
-
 async fn says(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), to: &mut TcpStream, what: &[u8]) {
     let mut got = vec![0; what.len()];
     stream.write_all(what).await.unwrap();
@@ -111,34 +93,36 @@ async fn says(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), to: &mut TcpSt
     assert_eq!(got, what);
 }
 
+/// Each way on a connection of its own: with both ways of one full, coturn forgets to read on (seen in `ss`: its end
+/// has bytes to read and nothing to write). The embedded server does not.
 #[actix::test]
 async fn a_slow_reader_of_8_mib_each_way_holds_up_nobody_else() {
+    const BLOCKS: usize = 8 << 10;
     let scene = Scene::new().await;
-    let (mut near, mut far) = scene.connected().await;
-    assert_eq!(near.peer(), scene.peer);
-    assert_eq!(far.peer_addr().unwrap(), info(&scene.client).await.relayed.unwrap());
-    // Nobody reads yet: both directions fill up.
-    let blocks = 8 * KIB;
-    let (mut from_near, mut to_near) = tokio::io::split(&mut near);
-    let (mut from_far, mut to_far) = far.split();
-    let sending = async { tokio::join!(send(&mut to_near, blocks), send(&mut to_far, blocks)) };
+    let (mut up, mut far_up) = scene.connected().await;
+    assert_eq!(up.peer(), scene.peer);
+    assert_eq!(far_up.peer_addr().unwrap(), info(&scene.client).await.relayed.unwrap());
+    let other = TcpListener::bind(any()).await.unwrap();
+    let (down, far_down) = tokio::join!(scene.connect(other.local_addr().unwrap()), other.accept());
+    let (mut down, mut far_down) = (down.unwrap(), far_down.unwrap().0);
+    // Nobody reads yet: both fill up.
+    let sending = async { tokio::join!(send(&mut up, BLOCKS), send(&mut far_down, BLOCKS)) };
     tokio::pin!(sending);
     let meanwhile = async {
-        let other = TcpListener::bind(any()).await.unwrap();
-        let peer = other.local_addr().unwrap();
-        let (second, accepted) = tokio::join!(scene.connect(peer), other.accept());
-        let mut second = second.unwrap();
-        says(&mut second, &mut accepted.unwrap().0, b"second").await;
-        assert_eq!(info(&scene.client).await.connections.len(), 2);
+        let third = TcpListener::bind(any()).await.unwrap();
+        let (near, far) = tokio::join!(scene.connect(third.local_addr().unwrap()), third.accept());
+        let mut near = near.unwrap();
+        says(&mut near, &mut far.unwrap().0, b"third").await;
+        assert_eq!(info(&scene.client).await.connections.len(), 3);
     };
-    soon("the second connection", async {
+    soon("the third connection", async {
         tokio::select! {
             _ = &mut sending => panic!("somebody keeps 8 MiB that nobody reads"),
             () = meanwhile => {}
         }
     })
     .await;
-    let reading = async { tokio::join!(take(&mut from_near, blocks), take(&mut from_far, blocks)) };
+    let reading = async { tokio::join!(take(&mut far_up, BLOCKS), take(&mut down, BLOCKS)) };
     soon("8 MiB each way", async { tokio::join!(sending, reading) }).await;
     scene.house.shutdown().await;
 }

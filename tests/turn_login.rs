@@ -17,7 +17,7 @@ use actix_relay::event::TurnEvent;
 use actix_relay::supervisor::StopSession;
 use actix_relay::turn::{Allocate, ConnectPeer, Permit, RelayStream, TurnError};
 use support::coturn::{Coturn, PASSWORD, REALM, USER};
-use support::turn::{Gate, Verdict, info, server, server_at, wrong_password};
+use support::turn::{Gate, Verdict, info, send, server, server_at, take, wrong_password};
 use support::turn_proxy::{UdpProxy, Way};
 use support::turn_server::{Config, TurnServer as Embedded};
 use support::{Echo, House, any, echoed_once, own_ip, soon, udp, until_echoed};
@@ -327,6 +327,11 @@ async fn with_sha_256_connections_are_made_both_ways() {
     let (near, far) = tokio::join!(client.send(ConnectPeer { peer }), listener.accept());
     let (mut near, mut far) = (near.unwrap().unwrap(), far.unwrap().0);
     says(&mut near, &mut far).await;
+    // Both ways at once, and at first nobody reads.
+    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) = (tokio::io::split(near), far.split());
+    let sending = async { tokio::join!(send(&mut to_near, 8 << 10), send(&mut to_far, 8 << 10)) };
+    let taking = async { tokio::join!(take(&mut from_near, 8 << 10), take(&mut from_far, 8 << 10)) };
+    soon("8 MiB each way", Box::pin(async { tokio::join!(sending, taking) })).await;
 
     let mut gate = Gate::new(Verdict::Accept);
     client.send(gate.set()).await.unwrap();

@@ -10,7 +10,7 @@ use actix_relay::config::{TurnConfig, UdpForward};
 use actix_relay::event::{EventKind, TurnEvent, TurnState};
 use actix_relay::turn::{ConnectPeer, Permit, TurnError};
 use support::coturn::Coturn;
-use support::turn::{Gate, Verdict, info, server, server_at};
+use support::turn::{Gate, Verdict, info, send, server, server_at, take};
 use support::turn_proxy::{StreamProxy, Treatment, UdpProxy, Way};
 use support::{Echo, House, any, echoed_once, own_ip, udp, until_echoed};
 use tokio::net::{TcpListener, TcpSocket};
@@ -55,13 +55,33 @@ async fn nonces_of_4_s_disturb_nobody_for_20_s() {
 }
 
 #[actix::test]
-async fn whatever_does_not_come_is_given_up_in_time() {
+async fn whatever_does_not_come_is_given_up_in_time_and_not_before() {
     tokio::join!(
+        a_reader_that_pauses_comes_back(),
         the_answer_to_a_bind_does_not_come(),
         the_rest_of_a_message_does_not_come(),
         the_word_of_the_gate_does_not_come(),
         no_answer_at_all_comes(),
     );
+}
+
+/// Whoever carries bytes may let them wait, longer than a dead peer of a tunnel may be silent (10 s).
+async fn a_reader_that_pauses_comes_back() {
+    const BLOCKS: usize = 8 << 10;
+    let coturn = Coturn::start();
+    let mut house = House::new().await;
+    let client = house.turn(TurnConfig::tcp("turn", server(&coturn.uri("tcp")))).await;
+    house.allocated("turn").await;
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let peer = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(client.send(ConnectPeer { peer }), listener.accept());
+    let (mut near, mut far) = (near.unwrap().unwrap(), far.unwrap().0);
+    let reading = async {
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        take(&mut far, BLOCKS).await;
+    };
+    tokio::join!(send(&mut near, BLOCKS), reading);
+    house.shutdown().await;
 }
 
 async fn the_answer_to_a_bind_does_not_come() {

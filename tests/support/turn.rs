@@ -11,6 +11,7 @@ use actix_relay::turn::{
     AllocationInfo, DatagramsReceived, GetAllocation, PeerConnectionAttempt, RelayConnectionAccepted,
     RelayStream, SetGate, TurnClientActor,
 };
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use super::coturn::{Coturn, PASSWORD, USER};
@@ -83,6 +84,23 @@ pub async fn logged(coturn: &Coturn, what: &str) -> String {
         }
     })
     .await
+}
+
+/// Sends numbered blocks of 1 KiB.
+pub async fn send(to: &mut (impl AsyncWrite + Unpin), blocks: usize) {
+    for number in 0..blocks {
+        to.write_all(&[number as u8; 1024]).await.unwrap();
+    }
+    to.flush().await.unwrap();
+}
+
+/// Takes them, and nothing else.
+pub async fn take(from: &mut (impl AsyncRead + Unpin), blocks: usize) {
+    let mut block = [0; 1024];
+    for number in 0..blocks {
+        from.read_exact(&mut block).await.unwrap();
+        assert_eq!(block, [number as u8; 1024]);
+    }
 }
 
 /// Takes the datagrams of peers, for who asks for them one by one.
