@@ -5,6 +5,9 @@
 //! stand RFC 4571 frames, a 16-bit length before each datagram, so the twin may be any program that speaks
 //! them.
 //!
+//! A *TURN client* (RFC 8656) keeps an allocation on a TURN server: datagrams to and from UDP peers, or connections
+//! with TCP peers (RFC 6062), which a session can run on too, so that any TURN server serves as a TCP relay.
+//!
 //! ```
 //! use actix::prelude::*;
 //! use actix_relay::config::{SessionConfig, SupervisorConfig};
@@ -43,6 +46,7 @@
 //! - [`event`]: what a subscriber hears.
 //! - [`counters`]: what was carried, and what was dropped for which reason.
 //! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
+//! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream).
 //!
 //! # What it does not do
 //!

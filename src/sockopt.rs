@@ -35,6 +35,11 @@ const SHARED_UDP_BUFFER: usize = 4 << 20;
 /// The receive buffer of a socket that serves one peer out of many, in bytes.
 const PEER_UDP_BUFFER: usize = 1 << 20;
 
+/// The largest segment towards a TURN server, which matters over loopback only. There one may have 64 KiB, coturn's
+/// receive window has less, and what does not fit waits for TCP's persist timer, 200 ms: measured, 13 thousand
+/// datagrams of 1200 bytes a second instead of 80.
+const SERVER_SEGMENT: u32 = 16 << 10;
+
 /// What the configuration says about TCP sockets. The default changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpOptions {
@@ -44,17 +49,21 @@ pub(crate) struct TcpOptions {
     pub(crate) fwmark: Option<u32>,
     /// `TCP_CONGESTION`, at most 15 characters: Linux; elsewhere an error.
     pub(crate) congestion: Option<String>,
+    /// `TCP_MAXSEG`, bytes.
+    pub(crate) max_segment: Option<u32>,
 }
 
 impl From<&SessionConfig> for TcpOptions {
     fn from(config: &SessionConfig) -> Self {
-        Self { bind: config.bind, fwmark: config.fwmark, congestion: config.congestion.clone() }
+        let congestion = config.congestion.clone();
+        Self { bind: config.bind, fwmark: config.fwmark, congestion, max_segment: None }
     }
 }
 
 impl From<&TurnConfig> for TcpOptions {
     fn from(config: &TurnConfig) -> Self {
-        Self { bind: config.bind, fwmark: config.fwmark, congestion: config.congestion.clone() }
+        let congestion = config.congestion.clone();
+        Self { bind: config.bind, fwmark: config.fwmark, congestion, max_segment: Some(SERVER_SEGMENT) }
     }
 }
 
@@ -150,6 +159,9 @@ impl TcpOptions {
         }
         if let Some(name) = &self.congestion {
             set_congestion(&socket, name).map_err(refused("TCP_CONGESTION", name))?;
+        }
+        if let Some(bytes) = self.max_segment {
+            socket.set_tcp_mss(bytes).map_err(refused("TCP_MAXSEG", bytes))?;
         }
         Ok(socket)
     }

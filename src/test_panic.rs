@@ -23,6 +23,19 @@ pub enum PanicIn {
     Link(LinkId),
 }
 
+/// To a TURN client: the endpoint of its forward with this index is to panic.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct PanicInForward(pub usize);
+
+impl Handler<PanicInForward> for TurnClientActor {
+    type Result = ();
+
+    fn handle(&mut self, PanicInForward(index): PanicInForward, _: &mut Self::Context) {
+        self.forwards.endpoint(index).do_send(Panic);
+    }
+}
+
 /// To any actor: panic.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]

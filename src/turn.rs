@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -65,7 +65,8 @@ pub struct Permit {
 }
 
 /// Takes permissions back, and the channels to these addresses. TURN has no message for that: what these peers
-/// send is dropped here at once, and by the server when the permission has run out (5 minutes).
+/// send is dropped here at once, and their attempts to connect are rejected; by the server only when the permission
+/// has run out (5 minutes). Connections that are there stay.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Forbid {
@@ -208,11 +209,14 @@ pub(crate) struct TurnSeed {
     pub(crate) token: CancellationToken,
 }
 
-/// What is wished for, through all allocations and all lives of the actor. At most 1,024 of each.
+/// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
     pub(crate) permissions: BTreeSet<IpAddr>,
     pub(crate) channels: BTreeSet<SocketAddr>,
+    /// Who decides on attempts and takes connections: a gate must not fall with an actor that panics.
+    pub(crate) gate: Option<SetGate>,
+    pub(crate) datagrams: Option<Recipient<DatagramsReceived>>,
     /// There is to be an allocation; `None`: nobody has said anything yet, the configuration counts.
     pub(crate) allocation: Option<bool>,
 }
@@ -224,6 +228,7 @@ pub(crate) enum Phase {
     /// Failed; the supervisor will say when to try again.
     Backoff {
         until: SystemTime,
+        due: Instant,
     },
     /// The server is being resolved and connected to.
     Opening(SpawnHandle),
@@ -238,17 +243,20 @@ pub(crate) struct Ended {
     pub(crate) relayed: Option<SocketAddr>,
 }
 
+/// Where an answer goes.
+type Waiter<T> = oneshot::Sender<Result<T, TurnError>>;
+
 /// Those who wait for an answer.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    pub(crate) allocate: Vec<oneshot::Sender<Result<(), TurnError>>>,
+    pub(crate) allocate: Vec<Waiter<()>>,
     /// For the next success, over any number of failures.
     pub(crate) ready: Vec<oneshot::Sender<()>>,
     pub(crate) deallocate: Vec<oneshot::Sender<()>>,
     /// With the addresses that are still to be permitted.
-    pub(crate) permit: Vec<(BTreeSet<IpAddr>, oneshot::Sender<Result<(), TurnError>>)>,
-    pub(crate) bind: HashMap<SocketAddr, Vec<oneshot::Sender<Result<ChannelNumber, TurnError>>>>,
-    pub(crate) connect: HashMap<connections::Key, oneshot::Sender<Result<RelayStream, TurnError>>>,
+    pub(crate) permit: Vec<(BTreeSet<IpAddr>, Waiter<()>)>,
+    pub(crate) bind: HashMap<SocketAddr, Vec<Waiter<ChannelNumber>>>,
+    pub(crate) connect: HashMap<connections::Key, Waiter<RelayStream>>,
 }
 
 /// Answers that may be awaited at once; more are refused.
@@ -290,15 +298,18 @@ pub struct TurnClientActor {
 impl TurnClientActor {
     pub(crate) fn new(seed: TurnSeed) -> Self {
         let TurnSeed { config, sockets, who, stats_interval, supervisor, reporter, token } = seed;
-        {
+        let mut forwards = Forwards::new(&config, &sockets.totals);
+        let gate = {
             let mut wishes = sockets.wishes();
+            forwards.deliver_to(wishes.datagrams.clone());
             wishes.allocation.get_or_insert(config.allocate);
             wishes.permissions.extend(config.permit.iter().copied());
             wishes.channels.extend(config.udp_forward.iter().map(|forward| forward.peer));
-        }
+            wishes.gate.clone()
+        };
         Self {
             options: TcpOptions::from(&config),
-            forwards: Forwards::new(&config, &sockets.totals),
+            forwards,
             config,
             sockets,
             reporter,
@@ -311,7 +322,7 @@ impl TurnClientActor {
             ended: None,
             last_relayed: None,
             waiting: Waiting::default(),
-            gate: SetGate { gate: None, streams: None },
+            gate: gate.unwrap_or(SetGate { gate: None, streams: None }),
             streams: HashMap::new(),
             icmp: OncePerSecond::default(),
             drive: None,
@@ -334,7 +345,7 @@ impl TurnClientActor {
     pub(crate) fn state(&self) -> TurnState {
         match &self.phase {
             Phase::Idle => TurnState::Idle,
-            Phase::Backoff { until } => TurnState::Backoff { until: *until },
+            Phase::Backoff { until, .. } => TurnState::Backoff { until: *until },
             Phase::Opening(_) => TurnState::Connecting,
             Phase::Running(running) => running.state(),
         }
@@ -357,7 +368,12 @@ impl TurnClientActor {
     }
 
     pub(crate) fn no_allocation(&self) -> TurnError {
-        TurnError::NoAllocation { retrying: self.is_wanted() && !matches!(self.phase, Phase::Idle) }
+        let is_at_it = match self.phase {
+            // When the next attempt is the supervisor has not said yet.
+            Phase::Idle => self.ended.is_some() && self.config.again,
+            _ => true,
+        };
+        TurnError::NoAllocation { retrying: self.is_wanted() && is_at_it }
     }
 
     pub(crate) fn info(&self) -> AllocationInfo {
@@ -476,7 +492,7 @@ impl Handler<RestartPart> for TurnClientActor {
 
     fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
         match message.part {
-            Part::Allocation => self.allocate_if_wanted(ctx),
+            Part::Allocation => self.retry(ctx),
             Part::Endpoint(Some(forward)) => self.restart_forward(forward),
             _ => {}
         }

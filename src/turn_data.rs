@@ -25,7 +25,11 @@ const MAX_UNUSED: usize = 8192;
 
 /// All of one allocation, at most as many as the core has connections (256).
 #[derive(Debug, Default)]
-pub(crate) struct DataConnections(HashMap<Key, DataConnection>);
+pub(crate) struct DataConnections {
+    all: HashMap<Key, DataConnection>,
+    /// There is something to send, or to read, that no poll has seen yet.
+    is_fresh: bool,
+}
 
 #[derive(Debug)]
 struct DataConnection {
@@ -37,24 +41,32 @@ struct DataConnection {
 impl DataConnections {
     pub(crate) fn insert(&mut self, key: Key, stream: TcpStream) {
         let connection = DataConnection { stream, to_send: BytesMut::new(), unused: BytesMut::new() };
-        self.0.insert(key, connection);
+        self.all.insert(key, connection);
+        self.is_fresh = true;
     }
 
     /// To the server, at the next poll.
     pub(crate) fn send(&mut self, key: Key, bytes: &[u8]) {
-        if let Some(connection) = self.0.get_mut(&key) {
+        if let Some(connection) = self.all.get_mut(&key) {
             connection.to_send.extend_from_slice(bytes);
+            self.is_fresh = true;
         }
+    }
+
+    /// Whether they are to be polled although nothing woke anybody.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.is_fresh
     }
 
     /// The connection, and what has been read from it and not been used.
     pub(crate) fn take(&mut self, key: Key) -> Option<(TcpStream, Bytes)> {
-        self.0.remove(&key).map(|connection| (connection.stream, connection.unused.freeze()))
+        self.all.remove(&key).map(|connection| (connection.stream, connection.unused.freeze()))
     }
 
     /// Writes what is to be sent and hands what comes to the core, which may say more to send.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, core: &mut Allocation) {
-        self.0.retain(|key, connection| match connection.poll(cx, now, *key, core) {
+        self.is_fresh = false;
+        self.all.retain(|key, connection| match connection.poll(cx, now, *key, core) {
             Poll::Pending => true,
             Poll::Ready(why) => {
                 core.data_failed(*key, why);

@@ -46,6 +46,8 @@ pub(crate) struct Forwards {
     paths: HashMap<SocketAddr, Arc<PeerPath>>,
     /// By channel number; those of this allocation.
     channels: HashMap<u16, (SocketAddr, Arc<PeerPath>)>,
+    /// Those without an endpoint that the control socket has not taken all of yet.
+    kept: Vec<Arc<PeerPath>>,
     recipient: Option<Recipient<DatagramsReceived>>,
     /// Of the control stream, and of what has no path.
     pub(crate) counters: Arc<LiveCounters>,
@@ -67,6 +69,7 @@ impl Forwards {
             endpoints: Vec::new(),
             paths: HashMap::new(),
             channels: HashMap::new(),
+            kept: Vec::new(),
             recipient: None,
             counters: totals.counters(),
             queue_bytes: config.queue_bytes,
@@ -81,6 +84,11 @@ impl Forwards {
     /// Where local applications send to.
     pub(crate) fn local_udp(&self) -> Vec<SocketAddr> {
         self.endpoints.iter().map(|(io, _)| io.local()).collect()
+    }
+
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn endpoint(&self, index: usize) -> &Addr<UdpEndpointActor> {
+        &self.endpoints[index].1
     }
 
     pub(crate) fn deliver_to(&mut self, recipient: Option<Recipient<DatagramsReceived>>) {
@@ -102,7 +110,7 @@ impl Forwards {
         self.channels.insert(channel, (peer, path));
     }
 
-    /// The peer's channel is gone.
+    /// The peer's channel is gone, and so is its path, unless a local socket belongs to it.
     pub(crate) fn close_path(&mut self, peer: SocketAddr) {
         let hold = self.connect_hold.min(IDLE_HOLD);
         self.channels.retain(|_, (other, path)| {
@@ -111,6 +119,10 @@ impl Forwards {
             }
             *other != peer
         });
+        if let Some(path) = self.paths.get(&peer).filter(|path| !path.has_local()) {
+            path.end();
+            self.paths.remove(&peer);
+        }
     }
 
     /// The allocation is gone, and all channels with it.
@@ -132,6 +144,11 @@ impl Forwards {
     pub(crate) fn close(&self) {
         self.paths.values().for_each(|path| path.end());
         self.endpoints.iter().for_each(|(_, endpoint)| endpoint.do_send(StopEndpoint));
+    }
+
+    /// Goes on with what the control socket did not take at once. Where there is an endpoint it does that.
+    pub(crate) fn poll_kept(&mut self, cx: &mut Context<'_>) {
+        self.kept.retain(|path| path.poll_ready(cx).is_pending());
     }
 
     /// When data was last sent and received.
@@ -194,16 +211,19 @@ impl Intake<'_> {
     }
 
     fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
-        let Self { forwards, now, .. } = self;
+        let Self { core, forwards, now } = self;
         forwards.heard = Some(*now);
         match forwards.channels.get(&channel) {
             Some((_, path)) if path.has_local() => path.deliver(datagrams),
             Some((peer, _)) => forwards.deliver(*peer, datagrams),
-            // Bound by an answer that is not here yet, or no more.
-            None => {
-                forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64);
-                0
-            }
+            // Right behind the answer that bound it; or its peer is forbidden.
+            None => match core.channels().all_bound(*now).into_iter().find(|(bound, _)| *bound == channel) {
+                Some((_, peer)) => forwards.deliver(peer, datagrams),
+                None => {
+                    forwards.counters.dropped(DropReason::NoApplication, datagrams.count() as u64);
+                    0
+                }
+            },
         }
     }
 
@@ -213,7 +233,12 @@ impl Intake<'_> {
         match data::data_indication(message) {
             Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
                 forwards.heard = Some(*now);
-                forwards.deliver(peer, iter::once(datagram));
+                if core.permissions().is_granted(*now, peer.ip()) {
+                    forwards.deliver(peer, iter::once(datagram));
+                } else {
+                    // Forbidden: the server has not forgotten the permission yet.
+                    forwards.counters.dropped(DropReason::NoApplication, 1);
+                }
             }
             Some(DataIndication { peer, icmp: Some((kind, code)), .. }) => {
                 if forwards.icmp.len() < MAX_ICMP {
@@ -324,7 +349,7 @@ impl TurnClientActor {
     pub(crate) fn send_datagrams(&mut self, message: SendDatagrams) -> Result<(), TurnError> {
         let SendDatagrams { peer, datagrams } = message;
         let error = self.no_allocation();
-        let Phase::Running(running) = &self.phase else { return Err(error) };
+        let Phase::Running(running) = &mut self.phase else { return Err(error) };
         if running.core.granted().is_none() {
             return Err(error);
         }
@@ -338,6 +363,9 @@ impl TurnClientActor {
             let mut batch = BatchBuilder::with_capacity(Framing::Rfc4571, 0);
             fitting.iter().for_each(|datagram| batch.push(datagram, datagram.len()));
             path.send_batch(now, batch.finish());
+            if !path.has_local() && !self.forwards.kept.iter().any(|kept| Arc::ptr_eq(kept, path)) {
+                self.forwards.kept.push(path.clone());
+            }
             return Ok(());
         }
         if !running.core.permissions().is_granted(now, peer.ip()) {

@@ -1,11 +1,13 @@
 //! What a `TurnClientActor` does when it is told or asked something.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::clock::now;
+use crate::config::RelayedTransport;
 use crate::turn::allocation::Allocation;
 use crate::turn::{
     Allocate, AllocationInfo, BindChannel, ChannelNumber, ConnectPeer, Deallocate, DeliverDatagrams, Forbid,
@@ -83,6 +85,9 @@ impl TurnClientActor {
 
     fn bind_channel(&mut self, message: BindChannel, ctx: &mut Context<Self>) -> Answer<ChannelNumber> {
         self.check_waiting()?;
+        if self.config.relayed == RelayedTransport::Tcp {
+            return Err(TurnError::WrongTransport { request: "ChannelBind", needed: "a UDP" });
+        }
         let limit = crate::turn::channels::MAX_CHANNELS;
         {
             let mut wishes = self.sockets.wishes();
@@ -103,6 +108,21 @@ impl TurnClientActor {
         }
         self.outputs(ctx);
         Ok(told)
+    }
+
+    /// Nobody asks the server any more for what these wait for.
+    fn refuse_forbidden(&mut self, peers: &[IpAddr]) {
+        for ip in peers {
+            let permits = self.waiting.permit.extract_if(.., |(missing, _)| missing.contains(ip));
+            for (_, waiting) in permits {
+                let _ = waiting.send(Err(TurnError::NotPermitted { peer: SocketAddr::new(*ip, 0) }));
+            }
+            for (peer, waiting) in self.waiting.bind.extract_if(|peer, _| peer.ip() == *ip) {
+                for waiting in waiting {
+                    let _ = waiting.send(Err(TurnError::NotPermitted { peer }));
+                }
+            }
+        }
     }
 
     fn connect_peer(&mut self, message: ConnectPeer, ctx: &mut Context<Self>) -> Answer<RelayStream> {
@@ -197,6 +217,7 @@ impl Handler<Forbid> for TurnClientActor {
             core.forbid(now(), &message.peers);
             self.outputs(ctx);
         }
+        self.refuse_forbidden(&message.peers);
     }
 }
 
@@ -232,6 +253,7 @@ impl Handler<DeliverDatagrams> for TurnClientActor {
     type Result = ();
 
     fn handle(&mut self, message: DeliverDatagrams, _: &mut Self::Context) {
+        self.sockets.wishes().datagrams.clone_from(&message.to);
         self.forwards.deliver_to(message.to);
     }
 }
@@ -240,6 +262,7 @@ impl Handler<SetGate> for TurnClientActor {
     type Result = ();
 
     fn handle(&mut self, message: SetGate, _: &mut Self::Context) {
+        self.sockets.wishes().gate = Some(message.clone());
         self.gate = message;
     }
 }

@@ -173,9 +173,8 @@ impl TurnClientActor {
         match &running.control {
             Control::Udp(io) => {
                 // What the socket does not take now is sent again like any lost request.
-                if let Err(error) = io.send_message(bytes)
-                    && error.kind() == ErrorKind::ConnectionRefused
-                {
+                let (_, refused) = send_message(io, bytes);
+                if refused {
                     running.core.unreachable(now(), &icmp(running.server));
                 }
             }
@@ -206,6 +205,15 @@ impl TurnClientActor {
                 act.outputs(ctx);
             }
         }));
+    }
+}
+
+/// Sends one message to the server, and says whether its host has answered an earlier one that nobody is there (ICMP):
+/// the system told so instead of sending this one, which is sent all the same.
+fn send_message(io: &UdpIo, message: &[u8]) -> (io::Result<()>, bool) {
+    match io.send_message(message) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => (io.send_message(message), true),
+        sent => (sent, false),
     }
 }
 
@@ -259,6 +267,13 @@ impl Running {
         }
     }
 
+    /// Counts what was queued for the server and will not reach it.
+    pub(crate) fn close(&self) {
+        if let Control::Tcp { flow, .. } = &self.control {
+            flow.close();
+        }
+    }
+
     /// The way of a channel's datagrams to the server.
     pub(crate) fn route(&self, channel: u16) -> Route {
         match &self.control {
@@ -269,17 +284,23 @@ impl Running {
 
     /// A whole STUN message that carries a datagram of `payload` bytes; on a stream behind what waits there.
     pub(crate) fn send_indication(
-        &self,
+        &mut self,
         now: Instant,
         message: &[u8],
         payload: u64,
         counters: &LiveCounters,
     ) {
         match &self.control {
-            Control::Udp(io) => match io.send_message(message) {
-                Ok(()) => counters.sent_to_tcp(1, payload),
-                Err(_) => counters.dropped(DropReason::SendFailed, 1),
-            },
+            Control::Udp(io) => {
+                let (sent, refused) = send_message(io, message);
+                match sent {
+                    Ok(()) => counters.sent_to_tcp(1, payload),
+                    Err(_) => counters.dropped(DropReason::SendFailed, 1),
+                }
+                if refused {
+                    self.core.unreachable(now, &icmp(self.server));
+                }
+            }
             Control::Tcp { flow, .. } => {
                 flow.push(now, Batch { frames: Bytes::copy_from_slice(message), datagrams: 1, payload });
             }
@@ -302,6 +323,7 @@ impl Running {
         let more = self.poll_control(cx, now, forwards);
         let core = &mut self.core;
         self.data.poll(cx, now, core);
+        forwards.poll_kept(cx);
         let (sent, heard) = forwards.take_activity();
         core.note_data(sent, heard);
         if forwards.take_refused() {
@@ -398,6 +420,7 @@ impl ActorFuture<TurnClientActor> for Drive {
             act.report_icmp();
             let Phase::Running(running) = &mut act.phase else { return Poll::Pending };
             // What was sent just now on a stream is written in this turn.
+            let more = more || running.data.is_fresh();
             if !more && !running.flush(cx) && !running.poll_timer(cx) {
                 return Poll::Pending;
             }

@@ -37,6 +37,16 @@ impl TurnClientActor {
         }
     }
 
+    /// The supervisor says that it is time. It may say so for an earlier failure, after which somebody has sent
+    /// [`Allocate`](crate::turn::Allocate): then the later one's time is waited for.
+    pub(crate) fn retry(&mut self, ctx: &mut Context<Self>) {
+        let Phase::Backoff { due, .. } = self.phase else { return };
+        match due.checked_duration_since(now()).filter(|left| !left.is_zero()) {
+            Some(left) => _ = ctx.run_later(left, Self::retry),
+            None => self.allocate_if_wanted(ctx),
+        }
+    }
+
     /// Connects to the server, or to the last of those it sent us to.
     fn open(&mut self, hops: Vec<SocketAddr>, ctx: &mut Context<Self>) {
         let opening = Opening::new(&self.config, self.options.clone(), self.round, hops);
@@ -152,7 +162,9 @@ impl TurnClientActor {
 
     fn attempt(&mut self, key: Key, connection: ConnectionId, peer: SocketAddr, ctx: &mut Context<Self>) {
         let Phase::Running(running) = &mut self.phase else { return };
-        if self.gate.streams.is_none() && self.config.tcp_forward.is_none() {
+        let is_taken = self.gate.streams.is_some() || self.config.tcp_forward.is_some();
+        // The server lets a forbidden peer in until the permission has run out.
+        if !is_taken || !running.core.permissions().is_granted(now(), peer.ip()) {
             return running.core.reject(key);
         }
         let Some(gate) = self.gate.gate.clone() else { return running.core.accept(now(), key) };
@@ -222,8 +234,9 @@ impl TurnClientActor {
     fn core_ended(&mut self, error: TurnError, ctx: &mut Context<Self>) {
         let Phase::Running(running) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         self.next_key = running.core.connections().next_key();
-        let Running { granted, mut hops, server, .. } = *running;
         self.forwards.close_paths();
+        running.close();
+        let Running { granted, mut hops, server, .. } = *running;
         if let TurnError::Redirected { to } = error
             && granted.is_none()
             && self.is_wanted()
@@ -287,7 +300,9 @@ impl TurnClientActor {
             None => self.report(TurnEvent::AllocationFailed { error, retry_in }),
         }
         match retry_in {
-            Some(wait) => self.phase = Phase::Backoff { until: in_wall_time(wait) },
+            Some(wait) => {
+                self.phase = Phase::Backoff { until: in_wall_time(wait), due: now() + wait };
+            }
             // Told to allocate since.
             None if !self.waiting.allocate.is_empty() => self.allocate_if_wanted(ctx),
             None => self.sockets.wishes().allocation = Some(false),

@@ -1,7 +1,7 @@
 //! TCP ports forwarded through a TCP allocation, either way: `tcp_listen` and `tcp_forward`.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -10,23 +10,30 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::dial::dial;
 use crate::event::EventKind;
 use crate::listen::{Incoming, Listener};
 use crate::sockopt::{TcpOptions, tune_tcp};
 use crate::supervisor::Reporter;
-use crate::turn::{ConnectPeer, RelayStream, TurnClientActor, TurnError};
+use crate::turn::{AwaitAllocation, ConnectPeer, RelayStream, TurnClientActor, TurnError};
 
 /// A local side that has sent its end may still be answered for this long after the peer's last byte. A server need
 /// not know half-closed connections (coturn resets both ends, and loses the tail): the end is passed on last.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same while another local connection waits for its turn: mostly the end was of both halves.
+const HURRIED_LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 /// The other end of a closed connection has this long to take the last bytes.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// After a connection has ended the server refuses another to the same peer (446) for a moment.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// So long is that tried.
+/// After a connection has ended the server refuses another to the same peer (446) for a moment, or for as long as
+/// somebody else has one: each further wait is twice as long.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// For so long the peer may fail to take another (447), where it is itself behind a server: that has not noticed
+/// the end yet, and allows only one from each address.
+const PEER_NOTICES_TIMEOUT: Duration = Duration::from_secs(1);
+/// A local connection waits so long for one with the peer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(50);
 /// Bytes in one read.
 const COPY_LEN: usize = 64 << 10;
@@ -37,7 +44,8 @@ impl TurnClientActor {
         for (index, listen) in self.config.tcp_listen.iter().enumerate() {
             let listener = self.sockets.listener(index)?.expect("the supervisor has bound one for each port");
             let listener = Listener::new(listener)?;
-            let serving = serve(listener, listen.peer, ctx.address(), self.reporter.clone());
+            let door = Door { listener, reporter: self.reporter.clone(), next: None };
+            let serving = beside(serve(door, listen.peer, ctx.address()));
             ctx.spawn(serving.into_actor(self));
         }
         Ok(())
@@ -46,57 +54,97 @@ impl TurnClientActor {
     /// Joins an accepted connection with one to the service.
     pub(crate) fn forward_stream(&self, stream: RelayStream, to: SocketAddr, ctx: &mut Context<Self>) {
         // Not the options of connections to the server: this one stays here.
-        let joined = async move {
+        let joined = beside(async move {
             match dial(&to.into(), &TcpOptions::default(), LINGER_TIMEOUT).await {
-                Ok((local, _)) => join(stream, local).await,
+                Ok((local, _)) => join(stream, local, pending()).await,
                 Err(error) => tracing::warn!(%to, peer = %stream.peer(), %error, "the service is not there"),
             }
-        };
+        });
         ctx.spawn(joined.into_actor(self));
     }
 }
 
+/// Runs it in a task of its own, for whatever wakes an actor polls all that is spawned on it; ends it when this is
+/// dropped. A panic is passed on.
+async fn beside(work: impl Future<Output = ()> + 'static) {
+    let mut task = JoinSet::new();
+    task.spawn_local(work);
+    if let Some(Err(error)) = task.join_next().await
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Where local connections come in, one after the other.
+struct Door {
+    listener: Listener,
+    reporter: Reporter,
+    /// Came while the one before it was there.
+    next: Option<TcpStream>,
+}
+
+impl Door {
+    /// Waits until a connection is there.
+    async fn knock(&mut self) {
+        while self.next.is_none() {
+            let local_tcp = self.listener.local();
+            match poll_fn(|cx| self.listener.poll_accept(cx)).await {
+                Incoming::Peer(local, _) => self.next = Some(local),
+                Incoming::Paused(error) => {
+                    self.reporter.report(EventKind::AcceptPaused { local_tcp, error: error.to_string() });
+                }
+                Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp }),
+            }
+        }
+    }
+}
+
 /// One local connection after the other, each over one with the peer: a server allows only one at a time. The next
-/// waits in the kernel's queue.
-async fn serve(mut listener: Listener, peer: SocketAddr, client: Addr<TurnClientActor>, reporter: Reporter) {
+/// waits, those behind it in the kernel's queue.
+async fn serve(mut door: Door, peer: SocketAddr, client: Addr<TurnClientActor>) {
+    let mut ended = None;
     loop {
-        let local_tcp = listener.local();
-        match poll_fn(|cx| listener.poll_accept(cx)).await {
-            Incoming::Peer(local, _) => {
-                let _ = tune_tcp(&local);
-                // What went wrong has been told as an event; the connection is closed by being dropped.
-                if let Ok(stream) = connect(&client, peer).await {
-                    join(stream, local).await;
+        door.knock().await;
+        let Some(local) = door.next.take() else { continue };
+        let _ = tune_tcp(&local);
+        // What went wrong has been told as an event; the connection is closed by being dropped.
+        if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, connect(&client, peer, ended)).await {
+            join(stream, local, door.knock()).await;
+            ended = Some(Instant::now());
+        }
+    }
+}
+
+/// `ended`: when the connection before did.
+async fn connect(
+    client: &Addr<TurnClientActor>,
+    peer: SocketAddr,
+    ended: Option<Instant>,
+) -> Result<RelayStream, TurnError> {
+    let is_fresh = || ended.is_some_and(|ended| ended.elapsed() < PEER_NOTICES_TIMEOUT);
+    let gone = TurnError::NoAllocation { retrying: false };
+    let mut wait = RETRY_INTERVAL;
+    loop {
+        match client.send(ConnectPeer { peer }).await {
+            Ok(Err(TurnError::NoAllocation { retrying: true })) => {
+                if !client.send(AwaitAllocation).await.unwrap_or(false) {
+                    return Err(gone);
                 }
             }
-            Incoming::Paused(error) => {
-                reporter.report(EventKind::AcceptPaused { local_tcp, error: error.to_string() });
+            Ok(Err(TurnError::Refused { code, .. })) if code == 446 || code == 447 && is_fresh() => {
+                sleep(wait).await;
+                wait *= 2;
             }
-            Incoming::Resumed => reporter.report(EventKind::AcceptResumed { local_tcp }),
+            Ok(done) => return done,
+            Err(_) => return Err(gone),
         }
     }
 }
 
-async fn connect(client: &Addr<TurnClientActor>, peer: SocketAddr) -> Result<RelayStream, TurnError> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    loop {
-        // No answer in time, or the client is gone.
-        let Ok(Ok(connected)) = timeout_at(deadline, client.send(ConnectPeer { peer })).await else {
-            return Err(TurnError::NoAllocation { retrying: false });
-        };
-        match connected {
-            Err(TurnError::Refused { code: 446, .. } | TurnError::NoAllocation { retrying: true })
-                if Instant::now() + RETRY_INTERVAL < deadline =>
-            {
-                tokio::time::sleep(RETRY_INTERVAL).await;
-            }
-            done => return done,
-        }
-    }
-}
-
-/// Copies both ways until the peer has closed, or the local side has and no answer comes any more.
-async fn join(relay: RelayStream, local: TcpStream) {
+/// Copies both ways until the peer has closed, or the local side has and no answer comes any more: for less long
+/// once `hurried`.
+async fn join(relay: RelayStream, local: TcpStream, hurried: impl Future<Output = ()>) {
     let (mut from_relay, mut to_relay) = tokio::io::split(relay);
     let (mut from_local, mut to_local) = local.into_split();
     let has_peer_ended = {
@@ -109,9 +157,7 @@ async fn join(relay: RelayStream, local: TcpStream) {
         };
         if let Some(Ok(())) = ended {
             last.set(Instant::now());
-            while timeout_at(last.get() + LINGER_TIMEOUT, &mut down).await.is_err()
-                && last.get().elapsed() < LINGER_TIMEOUT
-            {}
+            linger(down, &last, hurried).await;
         }
         ended.is_none()
     };
@@ -122,6 +168,23 @@ async fn join(relay: RelayStream, local: TcpStream) {
         let _ = timeout(DRAIN_TIMEOUT, copy(&mut from_local, &mut nowhere, || {})).await;
     }
     let _ = to_relay.shutdown().await;
+}
+
+/// Waits for `answer`, or until nothing of it has come for too long since `last`.
+async fn linger(
+    mut answer: impl Future<Output = io::Result<()>> + Unpin,
+    last: &Cell<Instant>,
+    hurried: impl Future<Output = ()>,
+) {
+    let mut hurried = pin!(hurried);
+    let mut patience = LINGER_TIMEOUT;
+    while last.get().elapsed() < patience {
+        tokio::select! {
+            _ = &mut answer => return,
+            () = &mut hurried, if patience == LINGER_TIMEOUT => patience = HURRIED_LINGER_TIMEOUT,
+            () = sleep_until(last.get() + patience) => {}
+        }
+    }
 }
 
 async fn copy(

@@ -2,158 +2,21 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-/// Nothing takes this long; what does is a failure.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What closing in order may take.
-const CLOSING: Duration = Duration::from_secs(2);
-const ANY: &str = "127.0.0.1:0";
-
-/// A running command; killed when the test is over, however it ends.
-struct Relay {
-    child: Child,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
-}
-
-/// How it ended, with what had not been read before.
-struct Ended {
-    code: Option<i32>,
-    stdout: Vec<String>,
-    stderr: Vec<String>,
-}
-
-impl Relay {
-    fn start(args: &str) -> Self {
-        Self::start_with(args.split_whitespace(), Stdio::piped())
-    }
-
-    fn start_with<'a>(args: impl Iterator<Item = &'a str>, stdout: impl Into<Stdio>) -> Self {
-        Self::of(Command::new(env!("CARGO_BIN_EXE_actix-relay")).args(args).stdout(stdout))
-    }
-
-    fn of(command: &mut Command) -> Self {
-        let command = command.env_remove("RUST_LOG").stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let stdout = child.stdout.take().map_or_else(|| channel().1, lines_of);
-        let stderr = lines_of(child.stderr.take().unwrap());
-        Self { child, stdout, stderr }
-    }
-
-    /// The next event of this kind; needs `--json`.
-    fn event(&self, kind: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.stdout.recv_timeout(left).unwrap_or_else(|_| panic!("no event {kind}"));
-            let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
-            if event["event"] == kind {
-                return event;
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    }
-
-    /// Waits for its end.
-    fn end(mut self) -> Ended {
-        let deadline = Instant::now() + PATIENCE;
-        let (stdout, stderr) = (rest(&self.stdout, deadline), rest(&self.stderr, deadline));
-        Ended { code: self.child.wait().unwrap().code(), stdout, stderr }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
-    let (tell, lines) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            eprintln!("| {line}");
-            if tell.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
-}
-
-/// What is still written until the end.
-fn rest(lines: &Receiver<String>, deadline: Instant) -> Vec<String> {
-    let mut all = Vec::new();
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => all.push(line),
-            Err(RecvTimeoutError::Disconnected) => return all,
-            Err(RecvTimeoutError::Timeout) => panic!("it did not end"),
-        }
-    }
-}
-
-/// A command that ends by itself.
-fn run(args: &str) -> Ended {
-    Relay::start(args).end()
-}
-
-/// It said nothing but one line, on stderr, with all of these in it.
-fn assert_one_error(args: &str, code: i32, named: &[&str]) {
-    let ended = run(args);
-    assert_eq!(ended.code, Some(code), "{args}");
-    assert_eq!(ended.stderr.len(), 1, "{args}: {:?}", ended.stderr);
-    assert!(ended.stderr[0].starts_with("error: "), "{args}: {:?}", ended.stderr);
-    for name in named {
-        assert!(ended.stderr[0].contains(name), "{args}: {name} is not in {:?}", ended.stderr);
-    }
-}
-
-fn addr(value: &Value) -> SocketAddr {
-    value.as_str().unwrap_or_else(|| panic!("no address: {value}")).parse().unwrap()
-}
-
-/// A UDP service that answers each datagram with itself.
-fn echo() -> SocketAddr {
-    let socket = UdpSocket::bind(ANY).unwrap();
-    let addr = socket.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 1 << 16];
-        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..len], from);
-        }
-    });
-    addr
-}
-
-fn application() -> UdpSocket {
-    let socket = UdpSocket::bind(ANY).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// One datagram there and back.
-fn assert_carried(app: &UdpSocket, near: SocketAddr, datagram: &[u8]) {
-    let mut buffer = vec![0; 1 << 16];
-    app.send_to(datagram, near).unwrap();
-    let (len, from) = app.recv_from(&mut buffer).expect("no answer");
-    assert_eq!(from, near);
-    assert_eq!(&buffer[..len], datagram);
-}
+use support::PATIENCE;
+use support::process::{
+    ANY, CLOSING, Relay, addr, application, assert_carried, assert_one_error, carried_again, echo, file,
+    free_port, run,
+};
 
 /// A listening process on a port of the system's choice, and where it listens.
 fn listen(extra: &str) -> (Relay, SocketAddr) {
@@ -167,17 +30,6 @@ fn connect(far: SocketAddr, extra: &str) -> (Relay, SocketAddr) {
     let relay = Relay::start(&format!("connect --json --tcp {far} --udp {ANY} {extra}"));
     let local_udp = addr(&relay.event("session_started")["local_udp"]);
     (relay, local_udp)
-}
-
-/// A TCP address that nobody has at the moment.
-fn free_port() -> SocketAddr {
-    TcpListener::bind(ANY).unwrap().local_addr().unwrap()
-}
-
-fn file(text: &str) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    file
 }
 
 #[test]
@@ -214,14 +66,7 @@ fn the_far_process_is_killed_and_comes_back_on_its_port() {
     let again = Relay::start(&format!("listen --tcp {far_tcp} --udp-forward {} --json", echo()));
     again.event("listening");
 
-    let back = Instant::now();
-    app.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let mut buffer = [0; 16];
-    while !matches!(app.recv_from(&mut buffer), Ok((5, from)) if from == near_udp) {
-        assert!(back.elapsed() < PATIENCE, "the tunnel did not come back");
-        app.send_to(b"after", near_udp).unwrap();
-    }
-    assert_eq!(&buffer[..5], b"after");
+    carried_again(&app, near_udp);
     assert_eq!(near.event("peer_connected")["peer"], far_tcp.to_string());
 }
 
@@ -252,7 +97,8 @@ fn the_signals_close_in_order_with_a_summary() {
 fn sighup_is_left_alone_where_nohup_asked_for_it() {
     let session = format!("listen --json --stats 100ms --tcp {ANY} --udp {ANY}");
     let script = format!("trap '' HUP; exec {} {session}", env!("CARGO_BIN_EXE_actix-relay"));
-    let relay = Relay::of(Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()));
+    let relay =
+        Relay::of(Command::new("sh").args(["-c", &script]).env_remove("RUST_LOG").stdout(Stdio::piped()));
     relay.event("stats");
     relay.signal("HUP");
     for _ in 0..4 {

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use actix_relay::config::ChildId;
 use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::turn::TurnError;
 use serde::Serialize;
 
 /// Which events are printed, and how.
@@ -46,6 +47,13 @@ impl Voice {
                     | EventKind::ActorPanicked { .. }
                     | EventKind::AcceptPaused { .. }
                     | EventKind::Turn(TurnEvent::AllocationFailed { retry_in: None, .. })
+                    // Asked again and again, but the answer will be the same.
+                    | EventKind::Turn(TurnEvent::AllocationFailed {
+                        error: TurnError::Unauthorized { .. }
+                            | TurnError::NoCredentials
+                            | TurnError::UnusableCredentials(_),
+                        ..
+                    })
             ),
         };
         printed.then(|| event.to_string())
@@ -93,6 +101,7 @@ fn json(value: &impl Serialize) -> String {
 mod tests {
     use super::*;
     use actix_relay::session::SessionState;
+    use std::time::Duration;
 
     fn event(kind: EventKind) -> Event {
         Event { time: SystemTime::UNIX_EPOCH, child: "a".into(), kind }
@@ -103,19 +112,26 @@ mod tests {
         let changed = event(EventKind::StateChanged { state: SessionState::Idle });
         let stopped = event(EventKind::SessionStopped);
         let gave_up = event(EventKind::GaveUp { reason: "why".into() });
+        let failed = |error| {
+            event(EventKind::Turn(TurnEvent::AllocationFailed { error, retry_in: Some(Duration::ZERO) }))
+        };
+        let unreachable = failed(TurnError::Unreachable { why: "why".into() });
+        let wrong_password = failed(TurnError::Unauthorized { request: "Allocate", user: "alice".into() });
         for (voice, said) in [
-            (Voice::Json, [true, true, true]),
-            (Voice::Verbose, [true, true, true]),
-            (Voice::Normal, [false, true, true]),
-            (Voice::Quiet, [false, false, true]),
+            (Voice::Json, [true, true, true, true, true]),
+            (Voice::Verbose, [true, true, true, true, true]),
+            (Voice::Normal, [false, true, true, true, true]),
+            (Voice::Quiet, [false, false, true, false, true]),
         ] {
-            let lines = [&changed, &stopped, &gave_up].map(|event| voice.line(event).is_some());
+            let events = [&changed, &stopped, &gave_up, &unreachable, &wrong_password];
+            let lines = events.map(|event| voice.line(event).is_some());
             assert_eq!(lines, said, "{voice:?}");
         }
         assert_eq!(Voice::Normal.line(&stopped).unwrap(), stopped.to_string());
         let parsed: serde_json::Value = serde_json::from_str(&Voice::Json.line(&changed).unwrap()).unwrap();
         assert_eq!(parsed["event"], "state_changed");
     }
+
     #[test]
     fn what_a_fine_file_holds_is_counted() {
         for (sessions, turns, counted) in

@@ -223,21 +223,33 @@ impl Allocation {
             }
             Request::CreatePermission { peers } => {
                 let is_about_peers = matches!(error, TurnError::Refused { .. });
+                let is_bad_request = matches!(error, TurnError::Refused { code: 400, .. });
                 let peers = self.permissions.failed(now, peers, is_refusal, is_about_peers);
                 if !peers.is_empty() {
                     self.output(Output::PermissionsFailed { peers, error });
+                }
+                if is_bad_request {
+                    self.probe_unless_known(now);
                 }
             }
             Request::ChannelBind { peer, .. } => {
                 self.channels.failed(now, *peer, is_refusal);
                 self.output(Output::ChannelFailed { peer: *peer, error });
-                // coturn's answer to a ChannelBind without an allocation is 400.
-                if now >= self.known + KNOWN_FOR {
-                    self.probe(now);
-                }
+                self.probe_unless_known(now);
             }
             Request::Connect { key, .. } => self.connection_failed(*key, error),
             Request::ConnectionBind { .. } => {}
+        }
+    }
+
+    /// coturn's answer to CreatePermission and ChannelBind without an allocation is 400. A server that has shown that
+    /// it knows ours is asked later.
+    fn probe_unless_known(&mut self, now: Instant) {
+        let later = self.known + KNOWN_FOR;
+        if now >= later {
+            self.probe(now);
+        } else if let State::Allocated(Granted { refresh: Some(refresh), .. }) = &mut self.state {
+            *refresh = later.min(*refresh);
         }
     }
 

@@ -101,7 +101,7 @@ pub enum TurnError {
     /// The peer may not be sent to: [`Permit`](super::Permit) it, or bind a channel.
     #[error("{peer} is not permitted")]
     NotPermitted {
-        /// The peer.
+        /// The peer; with port 0 where only its address counts.
         peer: SocketAddr,
     },
     /// The data connection (RFC 6062 §4.3) could not be made or was lost before it was bound.

@@ -271,12 +271,30 @@ fn what_connect_is_refused_for_concerns_that_connection_only() {
 }
 
 #[test]
-fn a_channel_that_is_refused_makes_the_client_look_for_its_allocation() {
+fn a_channel_or_a_permission_that_is_a_bad_request_makes_the_client_look_for_its_allocation() {
+    for method in [Method::CHANNEL_BIND, Method::CREATE_PERMISSION] {
+        let mut pair = Pair::udp().allocated();
+        pair.run(secs(15));
+        pair.server.replace();
+        pair.server.fault(method, usize::MAX, Fault::Refuse(400));
+        if method == Method::CHANNEL_BIND {
+            pair.act(|core, now| core.bind_channel(now, peer(1))).unwrap();
+        } else {
+            pair.act(|core, now| core.permit(now, &[ip(1)])).unwrap();
+        }
+        pair.run(secs(1));
+        assert_eq!(pair.end().unwrap().1, TurnError::AllocationLost);
+    }
+}
+
+#[test]
+fn a_server_that_knew_the_allocation_just_now_is_asked_a_little_later() {
     let mut pair = Pair::udp().allocated();
-    pair.run(secs(15));
     pair.server.replace();
     pair.server.fault(Method::CHANNEL_BIND, usize::MAX, Fault::Refuse(400));
     pair.act(|core, now| core.bind_channel(now, peer(1))).unwrap();
-    pair.run(secs(1));
+    pair.run(secs(9));
+    assert!(pair.end().is_none(), "{:?}", pair.told);
+    pair.run(secs(2));
     assert_eq!(pair.end().unwrap().1, TurnError::AllocationLost);
 }

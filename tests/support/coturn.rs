@@ -29,6 +29,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(20);
 const BLOCKS: RangeInclusive<u16> = 0..=119;
 const BLOCK_LEN: u16 = 100;
 const FIRST_PORT: u16 = 20_000;
+/// Of each block.
+const RELAY_PORTS: u16 = BLOCK_LEN - 2;
 
 /// STUN's Binding request without attributes.
 const BINDING: [u8; 20] = *b"\x00\x01\x00\x00\x21\x12\xa4\x42is it ready?";
@@ -40,6 +42,7 @@ pub struct CoturnBuilder {
     users: Vec<(String, String)>,
     asks_who: bool,
     realm: String,
+    relay_ports: u16,
     args: Vec<String>,
 }
 
@@ -73,6 +76,13 @@ impl CoturnBuilder {
         self
     }
 
+    /// Has only so many relayed addresses: with a single one a restarted server gives the same again.
+    pub fn relay_ports(mut self, count: u16) -> Self {
+        assert!((1..=RELAY_PORTS).contains(&count));
+        self.relay_ports = count;
+        self
+    }
+
     /// Any argument of `turnserver`; a value goes behind an equals sign.
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
@@ -81,7 +91,7 @@ impl CoturnBuilder {
 
     /// Starts it and waits until it answers.
     pub fn start(self) -> Coturn {
-        let ports = Ports::reserve(self.ip);
+        let ports = Ports::reserve(self.ip, self.relay_ports);
         let dir = tempfile::Builder::new().prefix("coturn").tempdir().unwrap();
         let args = self.into_args(&ports, &dir);
         let probes = Probes { udp: !has(&args, "--no-udp"), tcp: !has(&args, "--no-tcp") };
@@ -155,6 +165,7 @@ impl Coturn {
             users: Vec::new(),
             asks_who: true,
             realm: REALM.into(),
+            relay_ports: RELAY_PORTS,
             args: Vec::new(),
         }
     }
@@ -195,6 +206,20 @@ impl Coturn {
     /// Makes it silent: its sockets stay open, nothing is answered and no ICMP comes back.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        // Its threads stop one after the other.
+        while !self.is_stopped() {
+            thread::yield_now();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat"))).all(|stat| {
+            // Behind the name, which stands in parentheses.
+            stat.is_ok_and(|stat| {
+                stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+            })
+        })
     }
 
     /// Lets it go on, with what came meanwhile.
@@ -263,7 +288,7 @@ struct Ports {
 }
 
 impl Ports {
-    fn reserve(ip: IpAddr) -> Self {
+    fn reserve(ip: IpAddr, relay_ports: u16) -> Self {
         let blocks = *BLOCKS.end() + 1;
         // Where the search begins only saves time.
         let start = (std::process::id() % u32::from(blocks)) as u16;
@@ -272,7 +297,7 @@ impl Ports {
             let Ok(lock) = UdpSocket::bind((Ipv4Addr::LOCALHOST, first)) else { continue };
             let listening = SocketAddr::new(ip, first + 1);
             if UdpSocket::bind(listening).is_ok() && TcpListener::bind(listening).is_ok() {
-                return Self { listening, relay: first + 2..=first + BLOCK_LEN - 1, _lock: lock };
+                return Self { listening, relay: first + 2..=first + 1 + relay_ports, _lock: lock };
             }
         }
         panic!("{blocks} TURN servers at once, or no ports free at {ip}")

@@ -25,8 +25,13 @@ pub mod coturn;
 #[cfg(target_os = "linux")]
 pub mod namespace;
 pub mod peer;
+#[cfg(all(unix, feature = "cli"))]
+pub mod process;
 pub mod proxy;
 pub mod turn;
+#[cfg(all(unix, feature = "cli"))]
+pub mod turn_process;
+pub mod turn_proxy;
 pub mod turn_server;
 
 /// Nothing in a test takes this long; what does is a failure.
