@@ -103,6 +103,9 @@ fn an_allocation_that_cannot_be_refreshed_ends_when_the_server_forgets_it() {
     let (at, error) = pair.end().unwrap();
     assert_eq!(error, TurnError::AllocationLost);
     assert_eq!(at.as_secs(), 600);
+    // It is tried again each time when half of what is left is over.
+    let asked: Vec<u128> = pair.asked(Method::REFRESH).iter().map(|at| at / 1000).collect();
+    assert_eq!(asked, [540, 570, 585, 592, 596, 598, 599]);
 }
 
 #[test]
@@ -301,8 +304,9 @@ fn three_icmp_errors_in_a_row_are_the_end_and_one_makes_the_client_ask() {
     for _ in 0..2 {
         pair.server.fault(Method::REFRESH, usize::MAX, Fault::LoseRequest);
         pair.act(|core, now| core.unreachable(now, "refused"));
+        pair.run(millis(290));
         pair.act(|core, now| core.unreachable(now, "the same datagram's"));
-        pair.run(millis(310));
+        pair.run(millis(20));
     }
     assert!(pair.told.is_empty(), "{:?}", pair.told);
     pair.act(|core, now| core.unreachable(now, "Connection refused"));
