@@ -12,7 +12,6 @@ use actix_relay::turn::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
 #[path = "../tests/support/turn_server.rs"]
 mod turn_server;
 
@@ -60,17 +59,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let user = std::env::args().nth(2).unwrap_or_else(|| "user".into());
     let account =
         UserPassword::new(user, std::env::var("TURN_PASSWORD").unwrap_or_else(|_| "password".into()));
-    let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-    let observer = Observer.start();
-    let subscribe = Subscribe { recipient: observer.clone().recipient(), filter: Filter::All };
-    supervisor.send(subscribe).await?;
+    let (supervisor, observer) =
+        (SupervisorActor::new(SupervisorConfig::default()).start(), Observer.start());
+    supervisor.send(Subscribe { recipient: observer.clone().recipient(), filter: Filter::All }).await?;
     let config = TurnConfig::tcp("turn", TurnServer::new(uri).credentials(account));
     let turn = supervisor.send(StartTurn { config }).await??;
     let (gate, streams) = (Some(observer.clone().recipient()), Some(observer.clone().recipient()));
     turn.send(SetGate { gate, streams }).await?;
     let relayed = turn.send(Allocate).await??.relayed.ok_or("no relayed address")?;
     turn.send(Permit { peers: vec![any.ip()] }).await??;
-    TcpStream::connect(relayed).await?.write_all(b"x").await?; // a peer calls us
+    let mut caller = TcpStream::connect(relayed).await?; // a peer calls us
+    caller.write_all(b"x").await?;
     let peer = TcpListener::bind(any).await?; // and we call a peer
     turn.send(ConnectPeer { peer: peer.local_addr()? }).await??.write_all(b"hello").await?;
     let mut got = [0; 5];

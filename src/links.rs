@@ -54,7 +54,7 @@ pub(crate) enum Phase {
     /// A connection is being made.
     Dialing(SpawnHandle),
     /// A connection is up.
-    Up { actor: Addr<TcpPeerActor>, peer: SocketAddr, since: Instant, dialed: bool },
+    Up { actor: Addr<TcpPeerActor>, peer: SocketAddr, since: Instant, dialed: bool, relayed: bool },
 }
 
 impl Phase {
@@ -219,8 +219,9 @@ impl RelaySessionActor {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.lane.flow.set_max_age(self.config.max_queue_delay);
         link.lane.connection_begins();
+        let relayed = matches!(stream, Stream::Relayed(_));
         let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, obituary).start();
-        link.phase = Phase::Up { actor, peer, since, dialed };
+        link.phase = Phase::Up { actor, peer, since, dialed, relayed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
         self.state_may_have_changed();
         Ok(())

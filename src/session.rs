@@ -441,6 +441,7 @@ impl Handler<Connect> for RelaySessionActor {
         self.sockets.set_remote(Some(message.remote));
         self.ensure_primary();
         self.dial_all(ctx);
+        self.stop_turn_if_unused();
         self.state_may_have_changed();
     }
 }

@@ -24,6 +24,10 @@ use crate::turn::{
 /// The allocation is waited for, over all its attempts, for this long; then the link's attempt has failed.
 const ALLOCATION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The far side may be behind a relayed address too, and takes some round trips to bind its end. Until then coturn
+/// keeps 16 reads and drops the rest, also inside a frame, which ruins the stream: so nothing is sent for so long.
+const FAR_BIND_INTERVAL: Duration = Duration::from_millis(500);
+
 /// The session's TURN client.
 #[derive(Debug)]
 pub(crate) struct SessionTurn {
@@ -112,9 +116,13 @@ impl RelaySessionActor {
         if self.sockets.turn_listen().as_ref().is_some_and(clashes) {
             self.sockets.set_turn_listen(None);
         }
-        let client = self.turn_client(&remote.server, Vec::new(), family, ctx);
+        let mut config = self.config.clone();
+        (config.remote, config.turn_listen) = (Some(remote.clone().into()), None);
+        // A message may say what no configuration may.
+        let client = config.validate().map(|()| self.turn_client(&remote.server, Vec::new(), family, ctx));
         let peer = remote.peer;
         async move {
+            let client = client.map_err(|error| Ending::new(Cause::Refused, error.to_string()))?;
             let gone = || Ending::new(Cause::Broken, "the TURN client is gone");
             match tokio::time::timeout(ALLOCATION_TIMEOUT, client.send(AwaitAllocation)).await {
                 Ok(Ok(true)) => {}
@@ -125,7 +133,10 @@ impl RelaySessionActor {
                 }
             }
             match client.send(ConnectPeer { peer }).await {
-                Ok(Ok(stream)) => Ok((stream.into(), peer)),
+                Ok(Ok(stream)) => {
+                    tokio::time::sleep(FAR_BIND_INTERVAL).await;
+                    Ok((stream.into(), peer))
+                }
                 Ok(Err(error)) => Err(Ending::new(cause(&error), error.to_string())),
                 Err(_) => Err(gone()),
             }
@@ -143,7 +154,7 @@ impl RelaySessionActor {
     /// After a link has ended, or the session was told something: nobody may need the allocation any more. As long
     /// as a link is up it does, for what is queued.
     pub(crate) fn stop_turn_if_unused(&mut self) {
-        let is_up = self.links.values().any(|link| matches!(link.phase, Phase::Up { .. }));
+        let is_up = self.links.values().any(|link| matches!(link.phase, Phase::Up { relayed: true, .. }));
         let is_wanted = self.is_turn_listening() || self.sockets.calls_through_turn();
         if !is_up && (self.stopping || !is_wanted) {
             self.stop_turn();
@@ -171,8 +182,8 @@ impl RelaySessionActor {
     pub(crate) fn restart_turn_part(&mut self, message: RestartPart, ctx: &mut Context<Self>) {
         match (&self.turn, message.part) {
             (Some(turn), Part::Allocation) => turn.client.do_send(message),
-            // Links that are dialed start it by themselves.
-            (None, Part::Turn) if !self.stopping => self.start_turn_listen(ctx),
+            // Links that are dialed start it by themselves, perhaps before: then it has to be told whom to permit.
+            (_, Part::Turn) if !self.stopping => self.start_turn_listen(ctx),
             _ => {}
         }
     }

@@ -3,14 +3,31 @@
 //! The supervisor keeps them in its slot for the child, so a local port stays the same whatever happens to
 //! any actor, and what arrives meanwhile waits in the kernel. Actors work on duplicates of the descriptors.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use actix::prelude::Recipient;
 
 use crate::config::{Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
-use crate::turn::Wishes;
+use crate::turn::{DatagramsReceived, SetGate};
+
+/// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) permissions: BTreeSet<IpAddr>,
+    pub(crate) channels: BTreeSet<SocketAddr>,
+    /// Who decides on attempts and takes connections: a gate must not fall with an actor that panics.
+    pub(crate) gate: Option<SetGate>,
+    pub(crate) datagrams: Option<Recipient<DatagramsReceived>>,
+    /// There is to be an allocation; `None`: nobody has said anything yet, the configuration counts.
+    pub(crate) allocation: Option<bool>,
+    /// Attempts that came to nothing: the next takes the next address of the server's name.
+    pub(crate) addresses_tried: u64,
+}
 
 /// See the file's head. Shared by the supervisor and the child's actor.
 #[derive(Debug, Default)]

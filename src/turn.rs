@@ -101,7 +101,7 @@ pub struct BindChannel {
 pub struct SendDatagrams {
     /// The peer.
     pub peer: SocketAddr,
-    /// At most 65,507 bytes each; longer ones are dropped and counted.
+    /// At most 65,504 bytes each, and all together what `queue_bytes` says; the rest is dropped and counted.
     pub datagrams: Vec<Bytes>,
 }
 
@@ -209,18 +209,6 @@ pub(crate) struct TurnSeed {
     pub(crate) token: CancellationToken,
 }
 
-/// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
-#[derive(Debug, Default)]
-pub(crate) struct Wishes {
-    pub(crate) permissions: BTreeSet<IpAddr>,
-    pub(crate) channels: BTreeSet<SocketAddr>,
-    /// Who decides on attempts and takes connections: a gate must not fall with an actor that panics.
-    pub(crate) gate: Option<SetGate>,
-    pub(crate) datagrams: Option<Recipient<DatagramsReceived>>,
-    /// There is to be an allocation; `None`: nobody has said anything yet, the configuration counts.
-    pub(crate) allocation: Option<bool>,
-}
-
 /// What the client is doing.
 #[derive(Debug)]
 pub(crate) enum Phase {
@@ -298,13 +286,18 @@ pub struct TurnClientActor {
 impl TurnClientActor {
     pub(crate) fn new(seed: TurnSeed) -> Self {
         let TurnSeed { config, sockets, who, stats_interval, supervisor, reporter, token } = seed;
+        // A session's clients follow each other: late news of one must not be taken for its successor's.
+        let first_round = who.round << 32;
         let mut forwards = Forwards::new(&config, &sockets.totals);
         let gate = {
             let mut wishes = sockets.wishes();
             forwards.deliver_to(wishes.datagrams.clone());
-            wishes.allocation.get_or_insert(config.allocate);
-            wishes.permissions.extend(config.permit.iter().copied());
-            wishes.channels.extend(config.udp_forward.iter().map(|forward| forward.peer));
+            // In the first life only: what was forbidden since stays so.
+            if wishes.allocation.is_none() {
+                wishes.allocation = Some(config.allocate);
+                wishes.permissions.extend(config.permit.iter().copied());
+                wishes.channels.extend(config.udp_forward.iter().map(|forward| forward.peer));
+            }
             wishes.gate.clone()
         };
         Self {
@@ -317,7 +310,7 @@ impl TurnClientActor {
             who,
             supervisor,
             phase: Phase::Idle,
-            round: 0,
+            round: first_round,
             next_key: 0,
             ended: None,
             last_relayed: None,
@@ -461,6 +454,8 @@ impl Handler<Stop> for TurnClientActor {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.stopping = true;
+        // Nobody will tell an actor that is gone.
+        self.allocation_ended(None, ctx);
         self.deallocate(ctx);
         self.stop_if_done(ctx);
     }

@@ -37,6 +37,8 @@ const IDLE_HOLD: Duration = Duration::from_secs(1);
 /// System calls, or control messages, for what one read of a stream brought; then the task's neighbours have
 /// their turn.
 const MAX_CALLS: usize = 64;
+/// Datagrams of one channel taken together: empty ones cost a call each and the server nothing.
+const MAX_RUN: usize = 1024;
 
 /// Of one TURN client.
 #[derive(Debug)]
@@ -212,10 +214,12 @@ impl Intake<'_> {
 
     fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         let Self { core, forwards, now } = self;
-        forwards.heard = Some(*now);
-        match forwards.channels.get(&channel) {
-            Some((_, path)) if path.has_local() => path.deliver(datagrams),
-            Some((peer, _)) => forwards.deliver(*peer, datagrams),
+        let known = forwards.channels.get(&channel).cloned();
+        match known {
+            Some((peer, path)) => {
+                forwards.heard = Some(*now);
+                if path.has_local() { path.deliver(datagrams) } else { forwards.deliver(peer, datagrams) }
+            }
             // Right behind the answer that bound it; or its peer is forbidden.
             None => match core.channels().all_bound(*now).into_iter().find(|(bound, _)| *bound == channel) {
                 Some((_, peer)) => forwards.deliver(peer, datagrams),
@@ -232,8 +236,8 @@ impl Intake<'_> {
         let Self { core, forwards, now } = self;
         match data::data_indication(message) {
             Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
-                forwards.heard = Some(*now);
                 if core.permissions().is_granted(*now, peer.ip()) {
+                    forwards.heard = Some(*now);
                     forwards.deliver(peer, iter::once(datagram));
                 } else {
                     // Forbidden: the server has not forgotten the permission yet.
@@ -268,7 +272,7 @@ impl FrameSink for Intake<'_> {
             };
             if let Some((channel, _)) = channel_data::parse(rest) {
                 let mut payloads = Payloads::new(rest, channel);
-                calls += self.channel(channel, &mut payloads);
+                calls += self.channel(channel, payloads.by_ref().take(MAX_RUN));
                 used += payloads.used();
             } else {
                 self.message(&rest[..len]);
@@ -356,8 +360,16 @@ impl TurnClientActor {
         let now = now();
         let is_bound = self.forwards.channels.values().find(|(other, _)| *other == peer);
         let counters = &self.forwards.counters;
-        let (fitting, too_long): (Vec<_>, Vec<_>) =
+        let (mut fitting, too_long): (Vec<_>, Vec<_>) =
             datagrams.into_iter().partition(|datagram| datagram.len() <= data::MAX_SEND_LEN);
+        let mut room = self.config.queue_bytes;
+        let within = fitting.iter().take_while(|datagram| {
+            room = room.saturating_sub(datagram.len() + 1);
+            room > 0
+        });
+        let within = within.count();
+        counters.dropped(DropReason::QueueFull, (fitting.len() - within) as u64);
+        fitting.truncate(within);
         counters.dropped(DropReason::TooLong, too_long.len() as u64);
         if let Some((_, path)) = is_bound {
             let mut batch = BatchBuilder::with_capacity(Framing::Rfc4571, 0);

@@ -54,7 +54,11 @@ impl TurnClientActor {
             self.waiting.deallocate.drain(..).for_each(|waiting| {
                 let _ = waiting.send(());
             });
+            for waiting in self.waiting.allocate.drain(..) {
+                let _ = waiting.send(Err(TurnError::Told));
+            }
         }
+        self.waiting.ready.clear();
         self.state_may_have_changed();
     }
 

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clock::now;
-use crate::config::{AddressFamily, HostPort, RelayedTransport, TurnConfig, TurnTransport};
+use crate::config::{AddressFamily, ConfigError, HostPort, RelayedTransport, TurnConfig, TurnTransport};
 use crate::counters::{DropReason, LiveCounters};
 use crate::credentials::{Credentials, CredentialsWanted, UserPassword};
 use crate::datagrams::Batch;
@@ -41,10 +41,11 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Opening {
     server: HostPort,
-    transport: TurnTransport,
+    /// Of a configuration that nobody has validated there may be none.
+    transport: Result<TurnTransport, ConfigError>,
     options: TcpOptions,
     timeout: Duration,
-    /// Over UDP nothing says that an address is wrong: each attempt takes the next.
+    /// Counts the attempts that failed: each takes the next address.
     attempt: u64,
     credentials: Option<Credentials>,
     wanted: CredentialsWanted,
@@ -69,7 +70,7 @@ enum Socket {
 impl Opening {
     pub(crate) fn new(config: &TurnConfig, options: TcpOptions, attempt: u64, hops: Vec<SocketAddr>) -> Self {
         let uri = &config.server.uri;
-        let transport = uri.transport_for(config.relayed).expect("validated: a TCP allocation goes over TCP");
+        let transport = uri.transport_for(config.relayed);
         let server = match hops.last() {
             Some(to) => (*to).into(),
             None => HostPort { host: uri.host.clone(), port: uri.port },
@@ -97,7 +98,8 @@ impl Opening {
             }
         };
         let unreachable = |error: &dyn std::fmt::Display| TurnError::Unreachable { why: error.to_string() };
-        let (control, server) = match self.transport {
+        let transport = self.transport.map_err(|error| unreachable(&error))?;
+        let (control, server) = match transport {
             TurnTransport::Tcp => {
                 let dialed = dial(&self.server, &self.options, self.timeout).await;
                 let (stream, server) = dialed.map_err(|error| unreachable(&error))?;
@@ -106,8 +108,8 @@ impl Opening {
             TurnTransport::Udp => {
                 let addresses = resolve(&self.server, &self.options, self.timeout).await;
                 let addresses = addresses.map_err(|error| unreachable(&error))?;
-                // There is one at least; the first attempt has number 1.
-                let index = usize::try_from(self.attempt.wrapping_sub(1)).unwrap_or(0) % addresses.len();
+                // There is one at least.
+                let index = usize::try_from(self.attempt).unwrap_or(0) % addresses.len();
                 let server = addresses[index];
                 let socket =
                     connect_udp_server(server, &self.options).map_err(|error| unreachable(&error))?;

@@ -49,7 +49,8 @@ impl TurnClientActor {
 
     /// Connects to the server, or to the last of those it sent us to.
     fn open(&mut self, hops: Vec<SocketAddr>, ctx: &mut Context<Self>) {
-        let opening = Opening::new(&self.config, self.options.clone(), self.round, hops);
+        let opening =
+            Opening::new(&self.config, self.options.clone(), self.sockets.wishes().addresses_tried, hops);
         let opened = opening.open().into_actor(self).map(|opened, act, ctx| act.opened(opened, ctx));
         self.phase = Phase::Opening(ctx.spawn(opened));
         self.forwards.hold();
@@ -188,6 +189,7 @@ impl TurnClientActor {
         // It may be another allocation by now, to which the key means nothing.
         if let Phase::Running(running) = &mut self.phase {
             match dialed {
+                Ok(_) if running.core.connections().get(key).is_none() => {}
                 Ok((stream, _)) => {
                     running.data.insert(key, stream);
                     running.core.data_opened(now(), key);
@@ -241,6 +243,7 @@ impl TurnClientActor {
             && granted.is_none()
             && self.is_wanted()
             && hops.len() < MAX_HOPS
+            && is_server(to, server)
             && to != server
             && !hops.contains(&to)
         {
@@ -259,6 +262,10 @@ impl TurnClientActor {
         granted: Option<(SocketAddr, Instant)>,
         ctx: &mut Context<Self>,
     ) {
+        if granted.is_none() && error != TurnError::Told {
+            // Over UDP nothing else says that an address is wrong.
+            self.sockets.wishes().addresses_tried += 1;
+        }
         // Told to deallocate and, since then, to allocate: they wait for the next one.
         if error != TurnError::Told || !self.is_wanted() {
             for waiting in self.waiting.allocate.drain(..) {
@@ -305,10 +312,21 @@ impl TurnClientActor {
             }
             // Told to allocate since.
             None if !self.waiting.allocate.is_empty() => self.allocate_if_wanted(ctx),
-            None => self.sockets.wishes().allocation = Some(false),
+            None => {
+                self.sockets.wishes().allocation = Some(false);
+                self.waiting.ready.clear();
+            }
         }
         self.state_may_have_changed();
     }
+}
+
+/// Whether a redirection names an address that a server can have. It comes without integrity: it must not lead to this
+/// machine, unless the one who sends it is on it.
+fn is_server(to: SocketAddr, from: SocketAddr) -> bool {
+    let ip = to.ip().to_canonical();
+    let is_somebody = to.port() != 0 && !ip.is_unspecified() && !ip.is_multicast();
+    is_somebody && (!ip.is_loopback() || from.ip().to_canonical().is_loopback())
 }
 
 impl Handler<RelayStreamEnded> for TurnClientActor {

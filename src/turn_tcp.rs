@@ -5,6 +5,7 @@ use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -13,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::counters::LiveCounters;
 use crate::dial::dial;
 use crate::event::EventKind;
 use crate::listen::{Incoming, Listener};
@@ -35,6 +37,10 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 const PEER_NOTICES_TIMEOUT: Duration = Duration::from_secs(1);
 /// A local connection waits so long for one with the peer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(50);
+/// After a connection that could not be made the next local one waits for so long, twice as long after each further …
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// … and at most so long.
+const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// Bytes in one read.
 const COPY_LEN: usize = 64 << 10;
 
@@ -45,7 +51,7 @@ impl TurnClientActor {
             let listener = self.sockets.listener(index)?.expect("the supervisor has bound one for each port");
             let listener = Listener::new(listener)?;
             let door = Door { listener, reporter: self.reporter.clone(), next: None };
-            let serving = beside(serve(door, listen.peer, ctx.address()));
+            let serving = beside(serve(door, listen.peer, ctx.address(), self.forwards.counters.clone()));
             ctx.spawn(serving.into_actor(self));
         }
         Ok(())
@@ -54,11 +60,12 @@ impl TurnClientActor {
     /// Joins an accepted connection with one to the service.
     pub(crate) fn forward_stream(&self, stream: RelayStream, to: SocketAddr, ctx: &mut Context<Self>) {
         // Not the options of connections to the server: this one stays here.
+        let counters = self.forwards.counters.clone();
         let joined = beside(async move {
             match dial(&to.into(), &TcpOptions::default(), LINGER_TIMEOUT).await {
                 Ok((local, _)) => {
                     let _ = be_patient(&local);
-                    join(stream, local, pending()).await;
+                    join(stream, local, pending(), &counters).await;
                 }
                 Err(error) => tracing::warn!(%to, peer = %stream.peer(), %error, "the service is not there"),
             }
@@ -105,16 +112,22 @@ impl Door {
 
 /// One local connection after the other, each over one with the peer: a server allows only one at a time. The next
 /// waits, those behind it in the kernel's queue.
-async fn serve(mut door: Door, peer: SocketAddr, client: Addr<TurnClientActor>) {
+async fn serve(mut door: Door, peer: SocketAddr, client: Addr<TurnClientActor>, counters: Arc<LiveCounters>) {
     let mut ended = None;
+    let mut pause = Duration::ZERO;
     loop {
+        // A server that refuses is not to be asked as often as somebody knocks.
+        sleep(pause).await;
         door.knock().await;
         let Some(local) = door.next.take() else { continue };
         let _ = tune_tcp(&local).and_then(|()| be_patient(&local));
         // What went wrong has been told as an event; the connection is closed by being dropped.
         if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, connect(&client, peer, ended)).await {
-            join(stream, local, door.knock()).await;
+            join(stream, local, door.knock(), &counters).await;
             ended = Some(Instant::now());
+            pause = Duration::ZERO;
+        } else {
+            pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
         }
     }
 }
@@ -147,13 +160,21 @@ async fn connect(
 
 /// Copies both ways until the peer has closed, or the local side has and no answer comes any more: for less long
 /// once `hurried`.
-async fn join(relay: RelayStream, local: TcpStream, hurried: impl Future<Output = ()>) {
+async fn join(
+    relay: RelayStream,
+    local: TcpStream,
+    hurried: impl Future<Output = ()>,
+    counters: &LiveCounters,
+) {
     let (mut from_relay, mut to_relay) = tokio::io::split(relay);
     let (mut from_local, mut to_local) = local.into_split();
     let has_peer_ended = {
         let last = Cell::new(Instant::now());
-        let up = pin!(copy(&mut from_local, &mut to_relay, || {}));
-        let mut down = pin!(copy(&mut from_relay, &mut to_local, || last.set(Instant::now())));
+        let up = pin!(copy(&mut from_local, &mut to_relay, |len| counters.sent_to_tcp(0, len as u64)));
+        let mut down = pin!(copy(&mut from_relay, &mut to_local, |len| {
+            last.set(Instant::now());
+            counters.sent_to_udp(0, len as u64);
+        }));
         let ended = tokio::select! {
             _ = &mut down => None,
             ended = up => Some(ended),
@@ -168,7 +189,7 @@ async fn join(relay: RelayStream, local: TcpStream, hurried: impl Future<Output 
         let _ = to_local.shutdown().await;
         // Closed with unread bytes it would be reset, and what was sent before be lost.
         let mut nowhere = tokio::io::sink();
-        let _ = timeout(DRAIN_TIMEOUT, copy(&mut from_local, &mut nowhere, || {})).await;
+        let _ = timeout(DRAIN_TIMEOUT, copy(&mut from_local, &mut nowhere, |_| {})).await;
     }
     let _ = to_relay.shutdown().await;
 }
@@ -193,7 +214,7 @@ async fn linger(
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    each: impl Fn(),
+    each: impl Fn(usize),
 ) -> io::Result<()> {
     let mut buffer = vec![0; COPY_LEN];
     loop {
@@ -201,7 +222,7 @@ async fn copy(
         if len == 0 {
             return Ok(());
         }
-        each();
+        each(len);
         to.write_all(&buffer[..len]).await?;
     }
 }

@@ -35,8 +35,13 @@ impl Protocol {
                 Some((framing::HEADER_LEN + payload, payload))
             }
             Self::Turn => {
-                let payload = channel_data::parse(bytes)?.1.len();
-                Some((channel_data::HEADER_LEN + payload + channel_data::padding(payload), payload))
+                if let Some((_, payload)) = channel_data::parse(bytes) {
+                    let len = payload.len();
+                    return Some((channel_data::HEADER_LEN + len + channel_data::padding(len), len));
+                }
+                // A Send indication: what it carries only its batch knows.
+                let len = channel_data::message_len(bytes).ok()??;
+                (len <= bytes.len()).then_some((len, 0))
             }
         }
     }

@@ -126,6 +126,25 @@ fn control_does_not_age_is_bounded_and_goes_with_its_stream() {
 }
 
 #[test]
+fn a_stun_message_that_carries_data_is_offered_whole_however_long() {
+    let mut message = vec![0x00, 0x16];
+    message.extend(20_000_u16.to_be_bytes());
+    message.extend(0x2112_a442_u32.to_be_bytes());
+    message.resize(20 + 20_000, 9);
+    let mut queue = Queue::new(Protocol::Turn, 1 << 20, AGE);
+    for _ in 0..2 {
+        queue.push(start(), Batch { frames: message.clone().into(), datagrams: 1, payload: 19_968 });
+    }
+    assert_eq!(queue.front(start(), 16 << 10).unwrap().len(), message.len());
+    // Taken in part it is finished before anything else.
+    queue.advance(5_000);
+    queue.push_control(Bytes::from_static(b"\0\x01\0\0\x21\x12\xa4\x42............")).unwrap();
+    assert_eq!(queue.front(start(), 16 << 10).unwrap().len(), message.len() - 5_000);
+    queue.advance(message.len() - 5_000);
+    assert_eq!(queue.front(start(), 16 << 10).unwrap().len(), 20, "control comes first");
+}
+
+#[test]
 fn padding_is_no_payload() {
     let (now, mut queue) = (start(), Queue::new(Protocol::Turn, 1 << 20, AGE));
     queue.push(now, padded(&[b"a", b"", b"ccccc"]));

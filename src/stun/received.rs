@@ -16,6 +16,10 @@ use super::{
 /// How much of a reason phrase is kept, in characters (RFC 8489 §14.8).
 const MAX_REASON_CHARS: usize = 128;
 
+/// The bytes of MESSAGE-INTEGRITY, and of MESSAGE-INTEGRITY-SHA256 uncut.
+const SHA1_LEN: usize = 20;
+const SHA256_LEN: usize = 32;
+
 /// A message from the server. What a server may leave out is an `Option`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Received<'b> {
@@ -149,11 +153,14 @@ impl<'b> Received<'b> {
         loop {
             let before = &self.bytes[..self.bytes.len() - rest.len()];
             match (raw::take_attribute(&mut rest), integrity) {
+                // Of another length it is no integrity, and may stand where no message can end.
                 (Some((raw::MESSAGE_INTEGRITY, value)), Integrity::Sha1) => {
-                    return key.mac::<Hmac<Sha1>>(before).verify_slice(value).is_ok();
+                    return value.len() == SHA1_LEN
+                        && key.mac::<Hmac<Sha1>>(before).verify_slice(value).is_ok();
                 }
                 (Some((raw::MESSAGE_INTEGRITY_SHA256, value)), Integrity::Sha256) => {
-                    return key.mac::<Hmac<Sha256>>(before).verify_slice(value).is_ok();
+                    return value.len() == SHA256_LEN
+                        && key.mac::<Hmac<Sha256>>(before).verify_slice(value).is_ok();
                 }
                 // MESSAGE-INTEGRITY does not count behind MESSAGE-INTEGRITY-SHA256, nor does anything behind
                 // FINGERPRINT.

@@ -352,6 +352,27 @@ fn thousands_of_attributes_are_read() {
     assert_eq!(Received::decode(&error_with(&many)).unwrap().unknown_required.len(), many.len());
 }
 
+#[test]
+fn an_integrity_without_bytes_at_the_end_of_the_longest_message_is_none() {
+    let mut bytes = vec![0x01, 0x04];
+    bytes.extend(0xfffc_u16.to_be_bytes());
+    bytes.extend(0x2112_a442_u32.to_be_bytes());
+    bytes.extend([7; 12]);
+    for (kind, integrity) in [(0x0008_u16, Integrity::Sha1), (0x001c, Integrity::Sha256)] {
+        let mut bytes = bytes.clone();
+        // An optional attribute that fills the message but for the header of the integrity.
+        bytes.extend(0x8077_u16.to_be_bytes());
+        bytes.extend((0xfffc_u16 - 8).to_be_bytes());
+        bytes.resize(20 + 0xfffc - 4, 0);
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend([0, 0]);
+        let (_, algorithm, _) = INTEGRITIES[0];
+        if let Ok(read) = Received::decode(&bytes) {
+            assert!(!read.is_sealed_with(&seal(integrity, algorithm).key, integrity));
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {

@@ -383,6 +383,7 @@ impl Allocation {
             self.send(now, bytes);
         }
         for pending in given_up {
+            tracing::debug!(request = pending.request.name(), "the TURN server does not answer");
             let error = pending.no_answer(now);
             self.fail(now, &pending, error);
         }

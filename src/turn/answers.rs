@@ -48,6 +48,8 @@ impl Allocation {
         }
         let Some(pending) = self.transactions.take(message.id) else { return false };
         self.heard = now;
+        let code = message.error.as_ref().map_or(0, |(code, _)| *code);
+        tracing::debug!(request = pending.request.name(), code, "the TURN server answers");
         match &message.error {
             None if message.class == Class::Success => self.on_success(now, &pending, message),
             Some((401 | 438, _)) => self.on_challenge(now, pending, message),
@@ -91,6 +93,8 @@ impl Allocation {
         }
         match self.login.challenged(name, by) {
             Ok(()) => self.transactions.ask_again(pending),
+            // Another server has taken the place of the one that made the allocation.
+            Err(error) if matches!(pending.request, Request::Refresh { lifetime: 1.. }) => self.end(error),
             Err(error) => self.fail(now, &pending, error),
         }
     }

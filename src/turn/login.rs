@@ -99,7 +99,9 @@ impl Login {
         };
         if let Some(before) = &self.challenge {
             if before.realm != realm {
-                return Err(format!("the realm changed from '{}' to '{realm}'", before.realm));
+                // It came without integrity: it must not write what it likes into logs.
+                let shown: String = realm.escape_debug().take(64).collect();
+                return Err(format!("the realm changed from '{}' to '{shown}'", before.realm.escape_debug()));
             }
             if before.algorithms.is_some() && algorithms.is_none() {
                 return Err("it no longer offers the password algorithms that it did before".into());

@@ -174,7 +174,7 @@ fn an_offer_may_not_be_bid_down() {
         });
         ask(&mut pair, method);
         pair.run(secs(1));
-        let error = failure(&pair, method).unwrap().to_string();
+        let error = challenge_error(&pair, method);
         assert!(error.contains("no longer offers the password algorithms"), "{error}");
         assert!(pair.server.log.iter().all(|asked| asked.integrity() == Some(IntegrityAlgorithm::Sha256)));
     }
@@ -198,6 +198,12 @@ fn challenge(answer: &server::Answer) -> server::Answer {
     challenge
 }
 
+/// What an unusable challenge leads to: where it answers a Refresh, another server has taken the place of the one that
+/// made the allocation, and that is the end of it.
+fn challenge_error(pair: &Pair, method: Method) -> String {
+    if method == Method::REFRESH { pair.error() } else { failure(pair, method).unwrap().to_string() }
+}
+
 #[test]
 fn another_realm_is_refused() {
     for method in METHODS.into_iter().filter(|method| *method != Method::ALLOCATE) {
@@ -210,7 +216,7 @@ fn another_realm_is_refused() {
         });
         ask(&mut pair, method);
         pair.run(secs(1));
-        let error = failure(&pair, method).unwrap().to_string();
+        let error = challenge_error(&pair, method);
         assert!(error.contains("the realm changed from 'example.org' to 'evil.example'"), "{error}");
     }
 }
