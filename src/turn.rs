@@ -56,7 +56,8 @@ pub struct Deallocate;
 
 /// Lets these addresses send to the relayed address, or connect to it (CreatePermission, RFC 8656 §10), from now
 /// on and through every allocation to come. Answers when the server has permitted all of them, or with the first
-/// refusal; at most 1,024 addresses in all.
+/// refusal; at most 1,024 addresses in all. One that was refused is asked for again, every 30 s and with every new
+/// allocation, until [`Forbid`] takes it back.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), TurnError>")]
 pub struct Permit {

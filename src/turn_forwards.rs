@@ -15,7 +15,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 
 use crate::clock::now;
-use crate::config::TurnConfig;
+use crate::config::{RelayedTransport, TurnConfig};
 use crate::counters::{DropReason, LiveCounters, Totals};
 use crate::datagrams::{BatchBuilder, Framing, Received};
 use crate::event::{Cause, EventKind, TurnEvent};
@@ -356,6 +356,9 @@ impl TurnClientActor {
         let Phase::Running(running) = &mut self.phase else { return Err(error) };
         if running.core.granted().is_none() {
             return Err(error);
+        }
+        if self.config.relayed == RelayedTransport::Tcp {
+            return Err(TurnError::WrongTransport { request: "Send", needed: "a UDP" });
         }
         let now = now();
         let is_bound = self.forwards.channels.values().find(|(other, _)| *other == peer);

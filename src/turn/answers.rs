@@ -110,7 +110,8 @@ impl Allocation {
         self.parked.push(pending);
         if self.parked_until.is_none() {
             self.parked_until = Some(now + CREDENTIALS_TIMEOUT + Duration::from_secs(1));
-            self.output(Output::WantCredentials { rejected: user, realm: self.login.realm() });
+            let (rejected, realm) = (self.login.whole_user(), self.login.realm());
+            self.output(Output::WantCredentials { rejected, realm });
         }
     }
 

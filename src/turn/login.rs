@@ -35,8 +35,14 @@ impl Login {
         self.account.is_some()
     }
 
-    /// The user's name, for errors.
+    /// The user's name, for errors. What is behind its last colon may be a password that was given in the wrong place.
     pub(crate) fn user(&self) -> String {
+        let user = self.account.as_ref().map_or("", |account| &account.user);
+        user.rsplit_once(':').map_or_else(|| user.to_owned(), |(shown, _)| format!("{shown}:…"))
+    }
+
+    /// The whole of it, for whoever gave it.
+    pub(crate) fn whole_user(&self) -> String {
         self.account.as_ref().map_or_else(String::new, |account| account.user.clone())
     }
 
