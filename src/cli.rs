@@ -45,8 +45,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(1700);
 const SUMMARY_TIMEOUT: Duration = Duration::from_millis(250);
 /// … and at the end, for the last lines to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
-/// A second signal within this time after the first changes nothing.
-const SECOND_SIGNAL_INTERVAL: Duration = Duration::from_secs(1);
 const SUPERVISOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Lines that may wait for stdout; then the supervisor's fan-out counts what is missed.
 const LINES_CAPACITY: usize = 16;
@@ -242,15 +240,11 @@ fn supervisor_died() -> Failure {
     Failure { code: EXIT_SUPERVISOR_DIED, message: "the supervisor died, which is a bug".to_owned() }
 }
 
-/// The first signal closes in order, another one after a second cuts that off.
+/// The first signal closes in order, a second one at once.
 async fn stop_on_signal(mut signals: Signals, ends: mpsc::Sender<End>) {
     signals.recv().await;
     let _ = ends.try_send(End::Told);
-    // One signal may come twice: `timeout` and some service managers tell the process and its group.
-    let begun = Instant::now();
-    while begun.elapsed() < SECOND_SIGNAL_INTERVAL {
-        signals.recv().await;
-    }
+    signals.recv().await;
     std::process::exit(EXIT_TOLD);
 }
 
