@@ -11,8 +11,8 @@ use actix::Addr;
 use actix_relay::config::{TurnConfig, TurnServer, UdpForward};
 use actix_relay::event::{TurnEvent, TurnState};
 use actix_relay::turn::{Allocate, BindChannel, Permit, TurnClientActor, TurnError};
-use support::coturn::{Coturn, USER};
-use support::turn::{info, server, server_at, wrong_password};
+use support::coturn::Coturn;
+use support::turn::{info, server, server_at};
 use support::turn_proxy::{StreamProxy, Treatment, UdpProxy};
 use support::{Echo, House, any, echoed_once, soon, udp, until_echoed, vacant_tcp, vacant_udp};
 use tokio::net::UdpSocket;
@@ -118,36 +118,6 @@ async fn failed(house: &mut House, child: &str) -> (TurnError, Option<Duration>)
             _ => None,
         })
         .await
-}
-
-/// A server that refuses hears a handful of requests in ten seconds, also when somebody hurries the client: what the
-/// supervisor has planned for the attempts before does not come on top.
-#[actix::test]
-async fn a_password_that_is_wrong_is_told_once_and_tried_again_slowly() {
-    let coturn = Coturn::start();
-    let (patient, hurried) = (UdpProxy::to(coturn.addr()).await, UdpProxy::to(coturn.addr()).await);
-    let mut house = House::new().await;
-    house.turn(TurnConfig::new("patient", wrong_password(patient.addr, "udp"))).await;
-    let client = house.turn(TurnConfig::new("hurried", wrong_password(hurried.addr, "udp"))).await;
-    let (error, retry_in) = failed(&mut house, "patient").await;
-    assert_eq!(error, TurnError::Unauthorized { request: "Allocate", user: USER.into() });
-    assert!(!error.to_string().contains("wrong"), "{error}");
-    assert!(retry_in.is_some_and(|wait| wait >= Duration::from_secs(5)), "{retry_in:?}");
-    for _ in 0..3 {
-        soon("the back-off", async {
-            while !matches!(info(&client).await.state, TurnState::Backoff { .. }) {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-        assert_eq!(client.send(Allocate).await.unwrap().unwrap_err(), error);
-    }
-    let asked = hurried.requests().len();
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(patient.requests().len() <= 6, "{:?}", patient.requests());
-    assert_eq!(hurried.requests().len(), asked, "{:?}", hurried.requests());
-    assert!(matches!(info(&client).await.state, TurnState::Backoff { .. }));
-    house.shutdown().await;
 }
 
 #[actix::test]

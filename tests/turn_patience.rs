@@ -1,4 +1,4 @@
-//! What a TURN client takes its time for: half a minute in all.
+//! What a TURN client takes its time for: half a minute in all. What waits does so at the same time.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use actix_relay::config::{TurnConfig, UdpForward};
 use actix_relay::event::{EventKind, TurnEvent, TurnState};
-use actix_relay::turn::{ConnectPeer, Permit, TurnError};
-use support::coturn::Coturn;
-use support::turn::{Gate, Verdict, info, send, server, server_at, take};
+use actix_relay::turn::{Allocate, ConnectPeer, Permit, TurnError};
+use support::coturn::{Coturn, USER};
+use support::turn::{Gate, Verdict, info, send, server, server_at, take, wrong_password};
 use support::turn_proxy::{StreamProxy, Treatment, UdpProxy, Way};
-use support::{Echo, House, any, echoed_once, own_ip, udp, until_echoed};
+use support::{Echo, House, any, echoed_once, own_ip, soon, udp, until_echoed};
 use tokio::net::{TcpListener, TcpSocket};
 
 async fn talks_for_20_s(coturn: &Coturn, transport: &str) {
@@ -55,13 +55,14 @@ async fn nonces_of_4_s_disturb_nobody_for_20_s() {
 }
 
 #[actix::test]
-async fn whatever_does_not_come_is_given_up_in_time_and_not_before() {
+async fn a_client_waits_as_long_as_it_should_and_no_longer() {
     tokio::join!(
         a_reader_that_pauses_comes_back(),
         the_answer_to_a_bind_does_not_come(),
         the_rest_of_a_message_does_not_come(),
         the_word_of_the_gate_does_not_come(),
         no_answer_at_all_comes(),
+        a_server_that_refuses_is_left_in_peace(),
     );
 }
 
@@ -158,6 +159,39 @@ async fn no_answer_at_all_comes() {
     let after = requests[5].0 - requests[0].0;
     assert!(after > Duration::from_millis(15_400), "6 tries within {after:?}");
     assert_eq!(info(&client).await.state, TurnState::Allocating);
+    house.shutdown().await;
+}
+
+/// A server that refuses hears a handful of requests in ten seconds, also when somebody hurries the client: what the
+/// supervisor has planned for the attempts before does not come on top.
+async fn a_server_that_refuses_is_left_in_peace() {
+    let coturn = Coturn::start();
+    let (patient, hurried) = (UdpProxy::to(coturn.addr()).await, UdpProxy::to(coturn.addr()).await);
+    let mut house = House::new().await;
+    house.turn(TurnConfig::new("patient", wrong_password(patient.addr, "udp"))).await;
+    let client = house.turn(TurnConfig::new("hurried", wrong_password(hurried.addr, "udp"))).await;
+    let failed = |event: &TurnEvent| match event {
+        TurnEvent::AllocationFailed { error, retry_in } => Some((error.clone(), *retry_in)),
+        _ => None,
+    };
+    let (error, retry_in) = house.turn_event("patient", failed).await;
+    assert_eq!(error, TurnError::Unauthorized { request: "Allocate", user: USER.into() });
+    assert!(!error.to_string().contains("wrong"), "{error}");
+    assert!(retry_in.is_some_and(|wait| wait >= Duration::from_secs(5)), "{retry_in:?}");
+    for _ in 0..3 {
+        soon("the back-off", async {
+            while !matches!(info(&client).await.state, TurnState::Backoff { .. }) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(client.send(Allocate).await.unwrap().unwrap_err(), error);
+    }
+    let asked = hurried.requests().len();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(patient.requests().len() <= 6, "{:?}", patient.requests());
+    assert_eq!(hurried.requests().len(), asked, "{:?}", hurried.requests());
+    assert!(matches!(info(&client).await.state, TurnState::Backoff { .. }));
     house.shutdown().await;
 }
 
