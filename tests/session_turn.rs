@@ -39,8 +39,9 @@ async fn a_session_behind_a_relayed_address_is_reached_directly() {
     let coturn = Coturn::start();
     let mut house = House::new().await;
     let (echo, app) = (Echo::start().await, udp().await);
-    let relayed = listen(&mut house, &coturn, SessionConfig::new("far").udp_forward(echo.addr)).await;
-    let near = house.local(SessionConfig::connect("near", relayed).local_udp(any())).await;
+    let relayed =
+        listen(&mut house, &coturn, patient(SessionConfig::new("far").udp_forward(echo.addr))).await;
+    let near = house.local(patient(SessionConfig::connect("near", relayed).local_udp(any()))).await;
     for len in [0, 1, 1200, 9000, 60_000] {
         echoed_once(&app, near, &vec![len as u8; len]).await;
     }
@@ -54,7 +55,8 @@ async fn two_sessions_that_can_only_call_out_meet_at_the_server() {
     let coturn = Coturn::builder().arg("--verbose").start();
     let mut house = House::new().await;
     let (echo, app) = (Echo::start().await, udp().await);
-    let relayed = listen(&mut house, &coturn, SessionConfig::new("far").udp_forward(echo.addr)).await;
+    let relayed =
+        listen(&mut house, &coturn, patient(SessionConfig::new("far").udp_forward(echo.addr))).await;
     let remote = through(&coturn, relayed);
     let near = house.local(patient(SessionConfig::connect("near", remote).local_udp(any()))).await;
     echoed_once(&app, near, b"held while the connection was being made").await;
@@ -105,7 +107,7 @@ async fn a_disconnected_session_gives_its_allocation_back() {
     let coturn = Coturn::start();
     let mut house = House::new().await;
     let echo = Echo::start().await;
-    listen(&mut house, &coturn, SessionConfig::new("far").udp_forward(echo.addr)).await;
+    listen(&mut house, &coturn, patient(SessionConfig::new("far").udp_forward(echo.addr))).await;
     assert_eq!(house.info("far").await.state, SessionState::Listening);
     let message = InSession { session: "far".into(), message: Disconnect };
     house.supervisor.send(message).await.unwrap().unwrap();

@@ -20,6 +20,8 @@ async fn talks_for_20_s(coturn: &Coturn, transport: &str) {
     let (echo, app) = (Echo::start().await, udp().await);
     let mut config = TurnConfig::new("turn", server(&coturn.uri(transport)));
     config.udp_forward.push(UdpForward { local_udp: any(), peer: echo.addr });
+    // Nothing gets too old, however busy the machine is.
+    config.max_queue_delay = support::PATIENCE;
     let client = house.turn(config).await;
     house.allocated("turn").await;
     let local = info(&client).await.local_udp[0];

@@ -22,6 +22,9 @@ use tokio::net::UdpSocket;
 fn forwarding(server: TurnServer, peer: SocketAddr) -> TurnConfig {
     let mut config = TurnConfig::new("turn", server);
     config.udp_forward.push(UdpForward { local_udp: any(), peer });
+    // Nothing gets too old, however busy the machine is.
+    config.max_queue_delay = support::PATIENCE;
+    config.connect_hold = support::PATIENCE;
     config
 }
 
