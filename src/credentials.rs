@@ -158,7 +158,7 @@ impl From<UserPassword> for Credentials {
     }
 }
 
-/// A TURN client asks for a user name and its password: before its first Allocate, and again when the server
+/// A TURN client asks for a user name and its password: before each attempt to allocate, and again when the server
 /// refuses what it had, because it has expired or was never right.
 ///
 /// Answered with `None` where there are none to be had; no answer within [`CREDENTIALS_TIMEOUT`] says the same.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::iter;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::stun::data::{self, DataIndication};
 use crate::tcp::channel_data::{self, Payloads};
 use crate::turn::allocation::Allocation;
 use crate::turn::{DatagramsReceived, Phase, SendDatagrams, TurnClientActor, TurnError};
-use crate::turn_path::PeerPath;
+use crate::turn_path::{Activity, PeerPath};
 use crate::udp::{Forward, Intake as LocalIntake, StopEndpoint, UdpEndpointActor};
 use crate::udp_io::UdpIo;
 
@@ -55,6 +55,7 @@ pub(crate) struct Forwards {
     pub(crate) counters: Arc<LiveCounters>,
     queue_bytes: usize,
     connect_hold: Duration,
+    activity: Arc<Activity>,
     heard: Option<Instant>,
     sent: Option<Instant>,
     refused: Option<Instant>,
@@ -76,6 +77,7 @@ impl Forwards {
             counters: totals.counters(),
             queue_bytes: config.queue_bytes,
             connect_hold: config.connect_hold,
+            activity: Arc::default(),
             heard: None,
             sent: None,
             refused: None,
@@ -101,7 +103,8 @@ impl Forwards {
     fn path(&mut self, peer: SocketAddr) -> &Arc<PeerPath> {
         self.paths.entry(peer).or_insert_with(|| {
             // Over a stream the flow's counters must be the path's.
-            Arc::new(PeerPath::new(self.queue_bytes, self.connect_hold, self.counters.clone()))
+            let (counters, activity) = (self.counters.clone(), self.activity.clone());
+            Arc::new(PeerPath::new(self.queue_bytes, self.connect_hold, counters, activity))
         })
     }
 
@@ -125,6 +128,12 @@ impl Forwards {
             path.end();
             self.paths.remove(&peer);
         }
+    }
+
+    /// Forgets the paths to these addresses, unless a local socket belongs to them.
+    pub(crate) fn forget(&mut self, ips: &[IpAddr]) {
+        let peers: Vec<_> = self.paths.keys().filter(|peer| ips.contains(&peer.ip())).copied().collect();
+        peers.into_iter().for_each(|peer| self.close_path(peer));
     }
 
     /// The allocation is gone, and all channels with it.
@@ -155,13 +164,12 @@ impl Forwards {
 
     /// When data was last sent and received.
     pub(crate) fn take_activity(&mut self) -> (Option<Instant>, Option<Instant>) {
-        let sent = self.channels.values().filter_map(|(_, path)| path.last_sent()).max();
-        (sent.max(self.sent), self.heard)
+        (self.activity.sent.get().max(self.sent), self.heard)
     }
 
     /// Whether the server's host has answered "port unreachable" to data since this was last asked.
     pub(crate) fn take_refused(&mut self) -> bool {
-        let last = self.channels.values().filter_map(|(_, path)| path.last_refused()).max();
+        let last = self.activity.refused.get();
         let is_new = last > self.refused;
         self.refused = last.max(self.refused);
         is_new

@@ -67,7 +67,8 @@ impl TurnClientActor {
         let limit = crate::turn::permissions::MAX_PERMISSIONS;
         {
             let mut wishes = self.sockets.wishes();
-            let new = message.peers.iter().filter(|peer| !wishes.permissions.contains(peer)).count();
+            let asked: BTreeSet<_> = message.peers.iter().collect();
+            let new = asked.into_iter().filter(|peer| !wishes.permissions.contains(peer)).count();
             if wishes.permissions.len() + new > limit {
                 return Err(TurnError::TooMany { what: "permissions", limit });
             }
@@ -221,6 +222,8 @@ impl Handler<Forbid> for TurnClientActor {
             core.forbid(now(), &message.peers);
             self.outputs(ctx);
         }
+        // Also those that no core knows, for there is no allocation now.
+        self.forwards.forget(&message.peers);
         self.refuse_forbidden(&message.peers);
     }
 }

@@ -239,12 +239,17 @@ impl TurnClientActor {
         self.forwards.close_paths();
         running.close();
         let Running { granted, mut hops, server, .. } = *running;
-        if let TurnError::Redirected { to } = error
+        // 437: the server still remembers an earlier user of our port. Once more then, from another one.
+        let goes_on_at = match error {
+            TurnError::Redirected { to } if to != server => Some(to),
+            TurnError::Refused { request: "Allocate", code: 437, .. } => Some(server),
+            _ => None,
+        };
+        if let Some(to) = goes_on_at
             && granted.is_none()
             && self.is_wanted()
             && hops.len() < MAX_HOPS
             && is_server(to, server)
-            && to != server
             && !hops.contains(&to)
         {
             hops.push(to);

@@ -27,6 +27,15 @@ thread_local! {
     static MESSAGES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What all paths of a client have done on the control connection, so that it need not look at each.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    /// When datagrams were last sent.
+    pub(crate) sent: Moment,
+    /// When the server's host last answered "port unreachable" (ICMP) to one.
+    pub(crate) refused: Moment,
+}
+
 /// How datagrams get to the peer while it has a channel.
 #[derive(Clone, Debug)]
 pub(crate) enum Route {
@@ -44,8 +53,7 @@ pub(crate) struct PeerPath {
     up: Mutex<Up>,
     down: Mutex<Down>,
     counters: Arc<LiveCounters>,
-    last_sent: Moment,
-    last_refused: Moment,
+    activity: Arc<Activity>,
 }
 
 #[derive(Debug, Default)]
@@ -73,21 +81,24 @@ struct Down {
 impl PeerPath {
     /// Without a channel: holds at most `max_bytes`, each datagram for at most `hold`. Over a stream `counters`
     /// should be those of the stream's flow too, which counts what goes out and what it drops.
-    pub(crate) fn new(max_bytes: usize, hold: Duration, counters: Arc<LiveCounters>) -> Self {
+    pub(crate) fn new(
+        max_bytes: usize,
+        hold: Duration,
+        counters: Arc<LiveCounters>,
+        activity: Arc<Activity>,
+    ) -> Self {
         Self {
             held: Flow::new(max_bytes, hold, counters.clone()),
             up: Mutex::default(),
             down: Mutex::default(),
             counters,
-            last_sent: Moment::default(),
-            last_refused: Moment::default(),
+            activity,
         }
     }
 
     /// Sends datagrams that a local application sent, or holds them while there is no channel.
     pub(crate) fn send(&self, now: Instant, received: Received<'_>) {
-        self.last_sent.set(now);
-        match self.route() {
+        match self.sending(now) {
             None => self.held.push(now, received.batch(Framing::Rfc4571)),
             Some(Route::Stream { flow, channel }) => {
                 flow.push(now, received.batch(Framing::PaddedChannel(channel)));
@@ -102,8 +113,7 @@ impl PeerPath {
 
     /// The same for datagrams that came in a message; they stand in RFC 4571 frames.
     pub(crate) fn send_batch(&self, now: Instant, batch: Batch) {
-        self.last_sent.set(now);
-        match self.route() {
+        match self.sending(now) {
             None => self.held.push(now, batch),
             Some(Route::Stream { flow, channel }) => {
                 flow.push(now, batch.reframed(Framing::PaddedChannel(channel)));
@@ -238,14 +248,11 @@ impl PeerPath {
         sent.calls
     }
 
-    /// When datagrams last went up, held ones included.
-    pub(crate) fn last_sent(&self) -> Option<Instant> {
-        self.last_sent.get()
-    }
-
-    /// When the server's host last answered "port unreachable" (ICMP) to a datagram of this path.
-    pub(crate) fn last_refused(&self) -> Option<Instant> {
-        self.last_refused.get()
+    /// The route, if there is one: then datagrams are about to go out.
+    fn sending(&self, now: Instant) -> Option<Route> {
+        let route = self.route()?;
+        self.activity.sent.set(now);
+        Some(route)
     }
 
     /// Keeps what the socket does not take, unless it has not taken either what was kept before: then they are too
@@ -288,7 +295,7 @@ impl PeerPath {
             }
             self.count_dropped(&sent);
             if sent.refused > 0 {
-                self.last_refused.set(clock::now());
+                self.activity.refused.set(clock::now());
             }
             used += sent.used;
             if sent.blocked {

@@ -24,7 +24,7 @@ fn io(connect: Option<SocketAddr>) -> Arc<UdpIo> {
 }
 
 fn path() -> PeerPath {
-    PeerPath::new(1 << 20, HOLD, Arc::new(LiveCounters::default()))
+    PeerPath::new(1 << 20, HOLD, Arc::new(LiveCounters::default()), Arc::default())
 }
 
 fn counted(path: &PeerPath) -> Counters {
@@ -98,7 +98,7 @@ async fn over_udp_datagrams_go_out_as_channel_data_at_once() {
     let expected: [&[u8]; 3] = [b"\x40\x07\x00\x03aaa", b"\x40\x07\x00\x01b", b"\x40\x07\x00\x00"];
     assert_eq!(arrive(&server, 3).await, expected);
     assert_eq!(counted(&path).to_tcp, Traffic { datagrams: 3, bytes: 4 });
-    assert!(path.last_sent().is_some());
+    assert!(path.activity.sent.get().is_some());
     poll_fn(|cx| path.poll_ready(cx)).await;
 }
 
@@ -144,9 +144,9 @@ async fn a_server_that_is_not_there_is_known_from_its_hosts_answer() {
     path.open(now(), route);
     drop(server);
     send(&path, b"anybody?", 8);
-    assert_eq!(path.last_refused(), None);
+    assert_eq!(path.activity.refused.get(), None);
     send(&path, b"anybody?", 8);
-    assert!(path.last_refused().is_some());
+    assert!(path.activity.refused.get().is_some());
     assert_eq!(counted(&path).drops.service_unreachable, 1);
     assert_eq!(counted(&path).to_tcp.datagrams, 2);
 }
@@ -185,5 +185,5 @@ async fn what_a_peer_sends_goes_to_the_application_or_is_counted() {
     assert!(path.deliver(datagrams.into_iter()) > 0);
     assert_eq!(arrive(&application, 3).await, datagrams);
     assert_eq!(counted(&path).to_udp, Traffic { datagrams: 3, bytes: 7 });
-    assert_eq!(path.last_sent(), None);
+    assert_eq!(path.activity.sent.get(), None);
 }

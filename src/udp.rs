@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn the_newest_application_gets_the_answers_but_not_more_than_one_a_second() {
         let counters = Arc::new(LiveCounters::default());
-        let path = Arc::new(PeerPath::new(1 << 16, Duration::from_secs(1), counters));
+        let path = Arc::new(PeerPath::new(1 << 16, Duration::from_secs(1), counters, Arc::default()));
         let (link, start) = (LinkId(3), now());
         let mut forward = Forward::new(path.clone(), link);
         let party = |port: u16| UdpParty { to: SocketAddr::from(([127, 0, 0, 1], port)), from: None };

@@ -233,6 +233,32 @@ async fn a_redirection_in_a_circle_or_without_end_is_given_up() {
     assert_eq!(*back_count.lock().unwrap(), 1);
 }
 
+#[actix::test]
+async fn a_port_that_the_server_remembers_is_given_up_for_another_once() {
+    let socket = UdpSocket::bind(any()).await.unwrap();
+    let server = socket.local_addr().unwrap();
+    let mut house = House::new().await;
+    house.turn(TurnConfig::new("turn", server_at(server, "udp"))).await;
+    let mut asked = Vec::new();
+    let mut buffer = [0; 1500];
+    while asked.len() < 2 {
+        let (_, from) = soon("an Allocate", socket.recv_from(&mut buffer)).await.unwrap();
+        // What goes with the first refusal is the deletion of what the server may remember.
+        if buffer[..2] == [0x00, 0x03] {
+            let mut answer = b"\x01\x13\x00\x08\x21\x12\xa4\x42".to_vec();
+            answer.extend(&buffer[8..20]);
+            answer.extend(b"\x00\x09\x00\x04\x00\x00\x04\x25");
+            socket.send_to(&answer, from).await.unwrap();
+            asked.push(from);
+        }
+    }
+    assert_ne!(asked[0], asked[1]);
+    let (error, retry_in) = failed(&mut house, "turn").await;
+    assert!(matches!(error, TurnError::Refused { code: 437, .. }), "{error:?}");
+    assert!(retry_in.is_some_and(|wait| wait >= Duration::from_secs(5)), "{retry_in:?}");
+    house.shutdown().await;
+}
+
 fn own_addr() -> SocketAddr {
     (own_ip(), 9).into()
 }

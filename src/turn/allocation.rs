@@ -388,8 +388,7 @@ impl Allocation {
             self.fail(now, &pending, error);
         }
         for (key, connection, error) in self.connections.take_late(now) {
-            self.transactions
-                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
+            self.forget_connect(key);
             self.output(Output::ConnectionFailed { key, peer: connection.peer, error });
         }
         if self.parked_until.is_some_and(|until| until <= now) {

@@ -188,8 +188,7 @@ impl Allocation {
     pub(crate) fn data_failed(&mut self, key: Key, why: String) {
         let is_bound = |phase: &Phase| matches!(phase, Phase::Bound);
         if self.connections.get(key).is_some_and(|connection| !is_bound(&connection.phase)) {
-            self.transactions
-                .forget(|request| matches!(request, Request::Connect { key: it, .. } if *it == key));
+            self.forget_connect(key);
             self.connection_failed(key, TurnError::DataConnection { why });
         }
     }
@@ -197,6 +196,13 @@ impl Allocation {
     /// A bound connection has ended.
     pub(crate) fn stream_ended(&mut self, key: Key) {
         self.connections.remove(key);
+    }
+
+    /// Nobody waits for this Connect any more, also where it waits for other credentials.
+    pub(super) fn forget_connect(&mut self, key: Key) {
+        let is_it = |request: &Request| matches!(request, Request::Connect { key: it, .. } if *it == key);
+        self.transactions.forget(is_it);
+        self.parked.retain(|pending| !is_it(&pending.request));
     }
 
     pub(super) fn connection_failed(&mut self, key: Key, error: TurnError) {
