@@ -172,7 +172,8 @@ pub enum TurnEvent {
         /// Why.
         error: TurnError,
     },
-    /// A peer's attempt to connect was rejected: by the gate, by its silence, or because nobody takes connections.
+    /// A peer's attempt to connect was rejected: by the gate, by its silence, because nobody takes connections, or
+    /// (told once a second) for want of room: there are 256 connections, or 64 attempts are undecided.
     PeerConnectionRejected {
         /// The peer.
         peer: SocketAddr,
