@@ -178,6 +178,15 @@ pub enum TurnEvent {
         /// The peer.
         peer: SocketAddr,
     },
+    /// A peer's connection was closed, for the service that `tcp_forward` names could not be reached.
+    TcpForwardFailed {
+        /// The peer.
+        peer: SocketAddr,
+        /// The service.
+        service: SocketAddr,
+        /// Which step failed, with what the system said.
+        error: String,
+    },
     /// What was carried so far, every `stats_interval`.
     TurnStats {
         /// Since the client was first started, restarts included.
@@ -227,6 +236,9 @@ impl fmt::Display for TurnEvent {
                 write!(f, "no connection with {peer}: {error}")
             }
             Self::PeerConnectionRejected { peer } => write!(f, "connection from {peer} rejected"),
+            Self::TcpForwardFailed { peer, error, .. } => {
+                write!(f, "connection with {peer} closed, the service cannot be reached: {error}")
+            }
             Self::TurnStats { counters } => write_stats(f, counters),
         }
     }
