@@ -171,6 +171,7 @@ impl RelaySessionActor {
                 });
                 ctx.spawn(attempt)
             }
+            Remote::Relay(_) => return,
             Remote::Turn(remote) => {
                 let attempt = self.dial_turn(&remote, ctx).into_actor(self);
                 ctx.spawn(attempt.map(move |result, act, _| act.dialed(id, result)))
