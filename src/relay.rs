@@ -1,0 +1,4 @@
+//! The TCP relay.
+
+pub(crate) mod attributes;
+pub(crate) mod messages;
