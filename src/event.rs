@@ -51,6 +51,12 @@ pub enum Cause {
     Told,
     /// The server refused: wrong credentials, quota, an address it does not serve. It is asked again, slowly.
     Refused,
+    /// At a relay another session, or a later connection, has come with the same name for its side.
+    Superseded,
+    /// The relay restarts, and has said when to come back.
+    Restarting,
+    /// The relay sends to another one, which is called at once.
+    Redirected,
     /// A bug: its actor panicked.
     Panicked,
 }

@@ -3,3 +3,4 @@
 pub(crate) mod attributes;
 pub(crate) mod channels;
 pub(crate) mod messages;
+pub(crate) mod side;

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::clock::now;
 use crate::config::{ChildId, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
-use crate::link::{Ending, Mortal, Part};
+use crate::link::{Ending, Mortal, Part, Wait};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
@@ -237,7 +237,10 @@ impl SupervisorActor {
         }
         let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
             let history = slot.restarts.entry(who.part).or_default();
-            history.ended(now(), outcome, fastrand::f64(), &limits)
+            match (history.ended(now(), outcome, fastrand::f64(), &limits), ending.wait) {
+                (Verdict::After(wait), Wait::AtLeast(least)) => Verdict::After(wait.max(least)),
+                (verdict, _) => verdict,
+            }
         });
         if verdict.is_none() {
             slot.restarts.remove(&who.part);
@@ -298,15 +301,21 @@ impl SupervisorActor {
 
 /// Whether, and after what, the part is to be started again.
 fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
-    if !who.again {
+    if !who.again || ending.wait == Wait::ForEver {
         return None;
     }
     match ending.cause {
         Cause::Panicked => Some(Outcome::Panicked),
-        Cause::Refused => Some(Outcome::Refused { proven: ending.proven }),
-        Cause::Closed | Cause::Broken | Cause::UnfinishedFrame | Cause::UdpStuck => {
-            Some(Outcome::Failed { proven: ending.proven })
-        }
+        Cause::Refused if ending.wait == Wait::ByCause => Some(Outcome::Refused { proven: ending.proven }),
+        // However well it worked before: whoever took its place may be taken its place again.
+        Cause::Superseded => Some(Outcome::Refused { proven: false }),
+        Cause::Closed
+        | Cause::Broken
+        | Cause::UnfinishedFrame
+        | Cause::UdpStuck
+        | Cause::Refused
+        | Cause::Restarting
+        | Cause::Redirected => Some(Outcome::Failed { proven: ending.proven }),
         Cause::Told | Cause::Replaced | Cause::Forgotten => None,
     }
 }
@@ -447,6 +456,12 @@ pub(crate) mod tests {
         let refused = Ending { proven: true, ..Ending::new(Cause::Refused, "401 Unauthorized") };
         assert_eq!(outcome(&who, &refused), Some(Outcome::Refused { proven: true }));
         assert_eq!(outcome(&who, &Ending::new(Cause::Told, "deallocated")), None);
+        // Full, and it says when there may be room.
+        let full = Ending { wait: Wait::AtLeast(Duration::from_secs(9)), ..refused.clone() };
+        assert_eq!(outcome(&who, &full), Some(Outcome::Failed { proven: true }));
+        let superseded = Ending { proven: true, ..Ending::new(Cause::Superseded, "by another") };
+        assert_eq!(outcome(&who, &superseded), Some(Outcome::Refused { proven: false }));
+        assert_eq!(outcome(&who, &Ending { wait: Wait::ForEver, ..superseded }), None);
         who.again = false;
         assert_eq!(outcome(&who, &refused), None);
     }
