@@ -268,8 +268,7 @@ pub(crate) mod tests {
     /// Both ends of a connection, the client's first.
     pub(crate) async fn pair() -> (TlsStream, TlsStream) {
         let acceptor = Acceptor::new(&ServerTls::new(ServerCertificate::SelfSigned), b"test/1").unwrap();
-        let mut tls = ClientTls::default();
-        tls.pin = Some(acceptor.pin());
+        let tls = ClientTls { pin: Some(acceptor.pin()), ..ClientTls::default() };
         let connector = Connector::new(&tls, Some(b"test/1")).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

@@ -147,6 +147,9 @@ fn bad_certificate(error: &CertificateError) -> String {
              here: name that one (ca), or the peer's key (pin)"
                 .to_owned()
         }
+        CertificateError::BadSignature => {
+            "the peer's certificate is not signed by the authority that it names".to_owned()
+        }
         CertificateError::Other(other) => match other.0.downcast_ref::<Unpinned>() {
             Some(unpinned) => format!("the peer is not who is expected: {unpinned}"),
             None => format!("the peer's certificate: {}", other.0),
