@@ -50,9 +50,10 @@
 //!
 //! # What it does not do
 //!
-//! The stream is neither encrypted nor authenticated: whoever reaches a listening port reaches the service
-//! behind it, unless [`allow`](config::SessionConfig::allow) keeps him out. Carry what protects itself, such
-//! as WireGuard, DTLS or QUIC.
+//! Without [`tls`](config::SessionConfig::tls) the stream is neither encrypted nor authenticated: whoever reaches a
+//! listening port reaches the service behind it, unless [`allow`](config::SessionConfig::allow), or the pins of
+//! [`listen_tls`](config::SessionConfig::listen_tls), keep him out. Carry what protects itself, such as WireGuard, DTLS
+//! or QUIC.
 
 pub mod config;
 pub mod counters;
@@ -73,18 +74,23 @@ mod clock;
 mod datagrams;
 mod dial;
 mod flow;
+mod handshakes;
 mod lane;
 mod link;
 mod link_stream;
 mod links;
 mod listen;
 mod relay;
+mod session_tls;
 mod session_turn;
 mod slots;
 mod sockets;
 mod sockopt;
 mod stream;
 mod stun;
+mod tls;
+mod tls_files;
+mod tls_stream;
 mod turn_data;
 mod turn_forwards;
 mod turn_handlers;

@@ -1,4 +1,4 @@
-//! What a link may run on: a TCP connection with the peer, or one that a TURN server relays.
+//! What a link may run on: a TCP connection with the peer, plain or with TLS, or one that a TURN server relays.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,18 +7,26 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tls_stream::TlsStream;
 use crate::turn_stream::RelayStream;
 
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<TlsStream>),
     Relayed(RelayStream),
 }
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
         Self::Tcp(tcp)
+    }
+}
+
+impl From<TlsStream> for Stream {
+    fn from(tls: TlsStream) -> Self {
+        Self::Tls(Box::new(tls))
     }
 }
 
@@ -34,6 +42,7 @@ impl Stream {
     pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         match self {
             Self::Tcp(tcp) => peek(tcp, cx).map(|peeked| matches!(peeked, Ok(1..))),
+            Self::Tls(tls) => tls.poll_spoken(cx),
             Self::Relayed(relayed) => relayed.poll_spoken(cx),
         }
     }
@@ -50,6 +59,7 @@ macro_rules! delegate {
     ($stream:expr, $poll:ident($($argument:expr),*)) => {
         match $stream.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).$poll($($argument),*),
+            Self::Tls(tls) => Pin::new(&mut **tls).$poll($($argument),*),
             Self::Relayed(relayed) => Pin::new(relayed).$poll($($argument),*),
         }
     };
@@ -77,6 +87,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
             Self::Relayed(relayed) => relayed.is_write_vectored(),
         }
     }
@@ -105,7 +116,7 @@ mod tests {
     }
 
     /// Everything a link does with its stream.
-    async fn carries_bytes_both_ways(mut stream: Stream, mut far: TcpStream) {
+    async fn carries_bytes_both_ways(mut stream: Stream, mut far: impl AsyncRead + AsyncWrite + Unpin) {
         far.write_all(b"down").await.unwrap();
         assert!(poll_fn(|cx| stream.poll_spoken(cx)).await);
         let mut got = [0; 4];
@@ -129,6 +140,12 @@ mod tests {
     async fn a_direct_connection_carries_bytes_both_ways() {
         let (stream, far) = direct().await;
         carries_bytes_both_ways(stream, far).await;
+    }
+
+    #[actix::test]
+    async fn a_connection_with_tls_carries_bytes_both_ways() {
+        let (near, far) = crate::tls_stream::tests::pair().await;
+        carries_bytes_both_ways(near.into(), far).await;
     }
 
     #[actix::test]
