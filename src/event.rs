@@ -11,8 +11,10 @@ use crate::config::{ChildId, Pin, Remote};
 use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
+pub use side::SideEvent;
 pub use turn::{TurnEvent, TurnState};
 
+mod side;
 mod turn;
 
 /// Something that happened to a supervised session or TURN client. Subscribers receive it as a message; its `Display` is
@@ -244,6 +246,9 @@ pub enum EventKind {
     /// Something that happened to a TURN client: see [`TurnEvent`].
     #[serde(untagged)]
     Turn(TurnEvent),
+    /// Something that happened between a session and its relay: see [`SideEvent`].
+    #[serde(untagged)]
+    Side(SideEvent),
 }
 
 impl Event {
@@ -308,6 +313,7 @@ impl fmt::Display for EventKind {
             Self::SessionStopped => write!(f, "stopped"),
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
             Self::Turn(event) => event.fmt(f),
+            Self::Side(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
     }
@@ -369,6 +375,10 @@ impl Refusal {
 /// Also for the times in other messages.
 pub(crate) fn as_rfc3339<S: serde::Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_millis(*at))
+}
+
+fn seconds<S: serde::Serializer>(wait: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    wait.as_secs_f64().serialize(to)
 }
 
 fn as_seconds<S: serde::Serializer>(wait: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {

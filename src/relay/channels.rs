@@ -4,8 +4,6 @@
 //! and forgotten by both after 300 s of silence; its opener waits 300 s more before it uses the number for another
 //! flow. Every Peer indication ends all channels.
 
-#![allow(dead_code, reason = "wired by the session that goes through a relay")]
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -76,6 +74,11 @@ impl<T: Clone> Channels<T> {
         Self { parity, open: BTreeMap::new(), free, resting: BTreeSet::new() }
     }
 
+    /// Which numbers this side opens.
+    pub(crate) fn parity(&self) -> Parity {
+        self.parity
+    }
+
     /// A Peer indication has come: gives back all channels, which are ended. Their numbers are free at once, the peer
     /// has forgotten them too.
     pub(crate) fn end_all(&mut self, parity: Parity) -> BTreeMap<u16, T> {
@@ -122,11 +125,6 @@ impl<T: Clone> Channels<T> {
         Incoming::Unopened
     }
 
-    /// An open channel.
-    pub(crate) fn get(&self, number: u16) -> Option<&T> {
-        self.open.get(&number).map(|open| &open.value)
-    }
-
     /// All open channels.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.open.values().map(|open| &open.value)
@@ -135,6 +133,15 @@ impl<T: Clone> Channels<T> {
     /// How many channels the peer has open.
     pub(crate) fn accepted(&self) -> usize {
         self.open.keys().filter(|number| self.is_peers(**number)).count()
+    }
+
+    /// Of the peer's channels, the one that has been silent longest, and since when.
+    pub(crate) fn silent_longest(
+        &self,
+        last_activity: impl Fn(&T) -> Option<Instant>,
+    ) -> Option<(u16, Instant)> {
+        let accepted = self.open.iter().filter(|(number, _)| self.is_peers(**number));
+        accepted.map(|(number, open)| (*number, open.last(&last_activity))).min_by_key(|(_, last)| *last)
     }
 
     /// Forgets a channel before its time.
@@ -360,7 +367,7 @@ mod tests {
                     }
                 };
                 let Some(number) = opened else { continue };
-                let way = sides[from].channels.get(number).unwrap().clone();
+                let way = sides[from].channels.open[&number].value.clone();
                 way.last.set(now);
                 if step == 7 {
                     // Its application is forgotten; a last datagram was sent just now.
