@@ -23,6 +23,7 @@ use crate::listen::{Incoming, Listener, Waiting};
 use crate::session::admission::{Admission, SILENT_TIMEOUT, admit};
 use crate::session::{LinkId, PeerArrived, RelaySessionActor};
 use crate::sockopt;
+use crate::transport::Transport;
 
 /// Connections accepted in one turn of the task.
 const MAX_TURNS: usize = 32;
@@ -75,14 +76,16 @@ impl RelaySessionActor {
         if !self.is_allowed(peer.ip()) {
             return self.refuse(peer, Refusal::NotAllowed);
         }
-        if let Stream::Tcp(tcp) = &stream
-            && let Err(error) = sockopt::tune_tcp(tcp)
+        if let Stream::Direct(direct) = &stream
+            && let Err(error) = sockopt::tune_tcp(direct.tcp())
         {
             // The peer has gone already; whoever reads will find out.
             tracing::debug!(%peer, %error, "tuning an accepted connection");
         }
         match (stream, self.sockets.acceptor()) {
-            (Stream::Tcp(tcp), Some(acceptor)) => self.begin_handshake(acceptor, tcp, peer),
+            (Stream::Direct(Transport::Tcp(tcp)), Some(acceptor)) => {
+                self.begin_handshake(acceptor, tcp, peer)
+            }
             (stream, _) => self.enter_lobby(stream, peer, ctx),
         }
     }

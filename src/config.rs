@@ -18,7 +18,7 @@ pub use tls::{CertificateFiles, ClientTls, Pin, ServerCertificate, ServerTls};
 use turn::MAX_PERMIT;
 pub use turn::{AddressFamily, RelayedTransport, TcpListen, TurnConfig, UdpForward};
 pub use turn_server::TurnServer;
-pub use turn_uri::{TURN_PORT, TurnTransport, TurnUri};
+pub use turn_uri::{TURN_PORT, TURNS_PORT, TurnTransport, TurnUri};
 
 mod checks;
 mod duration;

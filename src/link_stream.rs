@@ -8,25 +8,25 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::tls_stream::TlsStream;
+use crate::transport::Transport;
 use crate::turn_stream::RelayStream;
 
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream>),
+    Direct(Transport),
     Relayed(RelayStream),
 }
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
-        Self::Tcp(tcp)
+        Self::Direct(tcp.into())
     }
 }
 
 impl From<TlsStream> for Stream {
     fn from(tls: TlsStream) -> Self {
-        Self::Tls(Box::new(tls))
+        Self::Direct(tls.into())
     }
 }
 
@@ -41,25 +41,17 @@ impl Stream {
     /// Whether a byte is there to be read; `false` if none will ever come. Takes nothing.
     pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         match self {
-            Self::Tcp(tcp) => peek(tcp, cx).map(|peeked| matches!(peeked, Ok(1..))),
-            Self::Tls(tls) => tls.poll_spoken(cx),
+            Self::Direct(direct) => direct.poll_spoken(cx).map(|spoken| spoken.unwrap_or(false)),
             Self::Relayed(relayed) => relayed.poll_spoken(cx),
         }
     }
-}
-
-/// How many bytes are there to be read, 1 at most; 0 at the stream's end.
-pub(crate) fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    let mut byte = [0];
-    tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte))
 }
 
 /// The same call to whichever it is.
 macro_rules! delegate {
     ($stream:expr, $poll:ident($($argument:expr),*)) => {
         match $stream.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).$poll($($argument),*),
-            Self::Tls(tls) => Pin::new(&mut **tls).$poll($($argument),*),
+            Self::Direct(direct) => Pin::new(direct).$poll($($argument),*),
             Self::Relayed(relayed) => Pin::new(relayed).$poll($($argument),*),
         }
     };
@@ -86,8 +78,7 @@ impl AsyncWrite for Stream {
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Tcp(tcp) => tcp.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
+            Self::Direct(direct) => direct.is_write_vectored(),
             Self::Relayed(relayed) => relayed.is_write_vectored(),
         }
     }

@@ -66,19 +66,24 @@ impl TlsStream {
         self.tls.alpn_protocol()
     }
 
-    /// Whether a byte is there to be read; `false` if none will ever come. Takes nothing.
-    pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Whether a byte is there to be read; `false` at the stream's end. Takes nothing.
+    ///
+    /// # Errors
+    /// None will ever come, for the connection broke.
+    pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
-            let Ok(state) = self.tls.process_new_packets() else { return Poll::Ready(false) };
+            let state = self.tls.process_new_packets().map_err(TlsError::from)?;
             if state.plaintext_bytes_to_read() > 0 {
-                return Poll::Ready(true);
+                return Poll::Ready(Ok(true));
             }
             if self.eof || state.peer_has_closed() {
-                return Poll::Ready(false);
+                return Poll::Ready(Ok(false));
             }
-            if ready!(self.poll_little(cx)).is_err() {
-                return Poll::Ready(false);
-            }
+            ready!(self.poll_little(cx))?;
         }
     }
 
@@ -352,7 +357,7 @@ pub(crate) mod tests {
         let mut got = Vec::new();
         server.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"last");
-        assert!(!poll_fn(|cx| server.poll_spoken(cx)).await);
+        assert!(!poll_fn(|cx| server.poll_spoken(cx)).await.unwrap());
     }
 
     #[tokio::test]
@@ -360,12 +365,12 @@ pub(crate) mod tests {
         let (mut client, mut server) = pair().await;
         assert!(poll_fn(|cx| Poll::Ready(server.poll_spoken(cx))).await.is_pending());
         client.write_all(b"hello").await.unwrap();
-        assert!(poll_fn(|cx| server.poll_spoken(cx)).await);
+        assert!(poll_fn(|cx| server.poll_spoken(cx)).await.unwrap());
         client.shutdown().await.unwrap();
         let mut got = Vec::new();
         server.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, b"hello");
-        assert!(!poll_fn(|cx| server.poll_spoken(cx)).await);
+        assert!(!poll_fn(|cx| server.poll_spoken(cx)).await.unwrap());
     }
 
     #[tokio::test]

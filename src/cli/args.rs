@@ -305,7 +305,8 @@ impl Listen {
 }
 
 impl Connect {
-    pub(super) fn plan(self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+    pub(super) fn plan(mut self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+        let believe = self.through.believed_otherwise();
         let to = self.tcp.map_err(|error| format!("--tcp: {error}"))?;
         let remote = match self.through.server(passwords)? {
             None => Remote::Direct(to),
@@ -316,7 +317,7 @@ impl Connect {
             }
         };
         let mut session = SessionConfig::connect("connect", remote);
-        session.tls = self.tls.tls()?;
+        session.tls = self.tls.tls(believe)?;
         session.max_sources = self.max_sources.unwrap_or(session.max_sources);
         session.source_idle = self.source_idle.unwrap_or(session.source_idle);
         common.plan(session, &self.udp)

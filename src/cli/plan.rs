@@ -255,7 +255,7 @@ permit = ["192.0.2.1"]
             ("\"example.org:1\"", "\"example.org:1", 13, "invalid"),
             ("example.org:1", "example.org", 13, "'example.org' is not a host and port"),
             ("\"game\"", "\"far\"", 18, "there is a session 'far' already"),
-            ("turn:example.org\"\nuser", "turns:example.org\"\nuser", 19, "TLS to a TURN server"),
+            ("turn:example.org\"\nuser", "stun:example.org\"\nuser", 19, "a STUN server relays nothing"),
             ("turn:example.org\"\nuser", "turn:a:hunter2@h\"\nuser", 19, "user and password are given apart"),
             ("= \"hunter2\"", "= hunter2", 21, "must be quoted"),
             ("= \"hunter2\"", "= \"hunter2", 21, "invalid basic string"),

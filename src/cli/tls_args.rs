@@ -42,8 +42,8 @@ impl ServerTlsArgs {
     }
 }
 
-/// Whom a client believes, where something else says that it speaks TLS.
-#[derive(Debug, Args)]
+/// Whom a client believes, where something else says that it speaks TLS: `--tls`, or a URI with `turns:`.
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct BelieveArgs {
     /// Believe the authorities in this file (PEM) instead of the system's
@@ -55,11 +55,11 @@ pub(super) struct BelieveArgs {
 }
 
 impl BelieveArgs {
-    fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         self.tls_ca.is_some() || self.tls_pin.is_some()
     }
 
-    fn tls(self) -> ClientTls {
+    pub(super) fn tls(self) -> ClientTls {
         let mut tls = ClientTls::default();
         (tls.ca, tls.pin) = (self.tls_ca, self.tls_pin);
         tls
@@ -73,8 +73,6 @@ pub(super) struct ClientTlsArgs {
     /// Speak TLS; the server must show a certificate for its name from an authority that this system knows
     #[arg(long)]
     tls: bool,
-    #[command(flatten)]
-    believe: BelieveArgs,
     /// Show this certificate (PEM) to a server that asks for one
     #[arg(long, value_name = "FILE", requires = "tls_client_key")]
     tls_client_cert: Option<PathBuf>,
@@ -84,16 +82,16 @@ pub(super) struct ClientTlsArgs {
 }
 
 impl ClientTlsArgs {
-    /// What it stands for; `None`: no TLS.
-    pub(super) fn tls(self) -> Result<Option<ClientTls>, String> {
+    /// What it stands for, together with whom it believes; `None`: no TLS.
+    pub(super) fn tls(self, believe: BelieveArgs) -> Result<Option<ClientTls>, String> {
         if !self.tls {
-            return if self.believe.is_given() || self.tls_client_cert.is_some() {
+            return if believe.is_given() || self.tls_client_cert.is_some() {
                 Err("--tls-ca, --tls-pin and --tls-client-cert go with --tls".into())
             } else {
                 Ok(None)
             };
         }
-        let mut tls = self.believe.tls();
+        let mut tls = believe.tls();
         let certificate = self.tls_client_cert.zip(self.tls_client_key);
         tls.certificate = certificate.map(|(cert, key)| CertificateFiles { cert, key });
         Ok(Some(tls))
@@ -121,6 +119,8 @@ mod tests {
     struct Client {
         #[command(flatten)]
         tls: ClientTlsArgs,
+        #[command(flatten)]
+        believe: BelieveArgs,
     }
 
     fn server(line: &str) -> Result<Option<ServerTls>, String> {
@@ -130,7 +130,8 @@ mod tests {
 
     fn client(line: &str) -> Result<Option<ClientTls>, String> {
         let args = Client::try_parse_from(format!("a {line}").split_whitespace());
-        args.map_err(|error| error.to_string())?.tls.tls()
+        let Client { tls, believe } = args.map_err(|error| error.to_string())?;
+        tls.tls(believe)
     }
 
     #[test]

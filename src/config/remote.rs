@@ -48,7 +48,8 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |why| ConfigError::HostPort { text: without_user(text), why };
-        if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("turn:")) {
+        let starts = |with: &str| text.get(..with.len()).is_some_and(|it| it.eq_ignore_ascii_case(with));
+        if starts("turn:") || starts("turns:") {
             return Err(bad("a TURN server is named apart, beside its peer's address"));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("expected HOST:PORT"))?;
@@ -203,14 +204,15 @@ impl Table {
     }
 
     fn turn<E: Error>(self) -> Result<Remote, E> {
-        let strays =
-            [("pair", self.pair.is_some()), ("side", self.side.is_some()), ("tls", self.tls.is_some())];
+        let strays = [("pair", self.pair.is_some()), ("side", self.side.is_some())];
         if let Some((stray, _)) = strays.iter().find(|(_, is_given)| *is_given) {
             return Err(E::custom(format_args!("{stray} goes with relay")));
         }
         let turn = self.turn.ok_or_else(|| E::missing_field("turn"))?;
         let trust = self.trust_unsealed_bind.unwrap_or(false);
-        let server = TurnServer::from_fields(turn, self.user, self.password, trust).map_err(E::custom)?;
+        let tls = self.tls.unwrap_or_default();
+        let server = TurnServer::from_fields(turn, self.user, self.password, trust, tls);
+        let server = server.map_err(E::custom)?;
         Ok(TurnRemote::new(server, self.peer.ok_or_else(|| E::missing_field("peer"))?).into())
     }
 
