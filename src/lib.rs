@@ -78,6 +78,7 @@ mod link;
 mod link_stream;
 mod links;
 mod listen;
+mod relay;
 mod session_turn;
 mod slots;
 mod sockets;
