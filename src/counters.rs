@@ -178,6 +178,23 @@ impl From<Counters> for TurnCounters {
     }
 }
 
+/// What a relay, or one of its pairs, has carried and dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RelayCounters {
+    /// From one side, written to the other.
+    pub forwarded: Traffic,
+    /// Either way.
+    pub drops: Drops,
+}
+
+/// A relay has no UDP: all that it forwards is written to TCP.
+impl From<Counters> for RelayCounters {
+    fn from(counters: Counters) -> Self {
+        Self { forwarded: counters.to_tcp, drops: counters.drops }
+    }
+}
+
 /// The live side of [`Counters`], shared by the ends that count.
 #[derive(Debug, Default)]
 pub(crate) struct LiveCounters {

@@ -11,11 +11,13 @@ use crate::config::{ChildId, Remote};
 use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
+pub use relay::{JoinRefusal, LeaveCause, RelayEvent};
 pub use turn::{TurnEvent, TurnState};
 
+mod relay;
 mod turn;
 
-/// Something that happened to a supervised session or TURN client. Subscribers receive it as a message; its `Display` is
+/// Something that happened to a supervised session, TURN client or relay. Subscribers receive it as a message; its `Display` is
 /// one line for a person, its `Serialize` one flat object for a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Message)]
 #[rtype(result = "()")]
@@ -217,6 +219,9 @@ pub enum EventKind {
     /// Something that happened to a TURN client: see [`TurnEvent`].
     #[serde(untagged)]
     Turn(TurnEvent),
+    /// Something that happened to a relay: see [`RelayEvent`].
+    #[serde(untagged)]
+    Relay(RelayEvent),
 }
 
 impl Event {
@@ -275,6 +280,7 @@ impl fmt::Display for EventKind {
             Self::SessionStopped => write!(f, "stopped"),
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
             Self::Turn(event) => event.fmt(f),
+            Self::Relay(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
     }
