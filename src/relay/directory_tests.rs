@@ -8,7 +8,7 @@ fn newcomer(user: &str, pair: u8, side: &str) -> Newcomer {
 }
 
 fn pair_id(pair: u8) -> PairId {
-    PairId::new(&[pair]).unwrap()
+    PairId::new([pair]).unwrap()
 }
 
 fn side_id(side: &str) -> SideId {
