@@ -4,6 +4,7 @@
 //! changes is told as orders to connections, each connection's in the order they are to be carried out.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::messages::{Instance, PairId, SideId};
 
@@ -30,7 +31,7 @@ pub(crate) struct Limits {
 /// Who wants to be a side of which pair. The user is known to be who it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Newcomer {
-    pub(crate) user: String,
+    pub(crate) user: Arc<str>,
     pub(crate) pair: PairId,
     pub(crate) side: SideId,
     pub(crate) instance: Instance,
@@ -56,7 +57,7 @@ pub(crate) struct Met {
     pub(crate) peer: ConnectionKey,
     /// The peer's name and, where pairs are made across users, its user's.
     pub(crate) side: SideId,
-    pub(crate) user: Option<String>,
+    pub(crate) user: Option<Arc<str>>,
 }
 
 /// What a connection that has joined is told.
@@ -82,7 +83,7 @@ pub(crate) struct Joined {
 #[derive(Debug)]
 struct Side {
     connection: ConnectionKey,
-    user: String,
+    user: Arc<str>,
     name: SideId,
 }
 
@@ -94,7 +95,7 @@ pub(crate) struct Directory {
     pairs: HashMap<PairId, Vec<Side>>,
     places: HashMap<ConnectionKey, PairId>,
     /// How many sides each user has; only those that have any.
-    sessions: HashMap<String, usize>,
+    sessions: HashMap<Arc<str>, usize>,
     pairings: u64,
 }
 

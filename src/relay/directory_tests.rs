@@ -129,7 +129,7 @@ struct Model {
 impl Model {
     fn refusal(&self, limits: Limits, who: &Newcomer) -> Option<Refused> {
         let in_pair = || self.here.iter().map(|(_, other)| other).filter(|other| other.pair == who.pair);
-        let is_of_other = |other: &Newcomer| other.user != who.user;
+        let is_of_other = |other: &Newcomer| *other.user != *who.user;
         let pairs: std::collections::HashSet<_> = self.here.iter().map(|(_, other)| &other.pair).collect();
         let sessions = self.here.iter().filter(|(_, other)| other.user == who.user).count();
         let across = limits.pairs_across_users;
