@@ -138,6 +138,11 @@ impl Flow {
         }
     }
 
+    /// The bytes of control messages that wait.
+    pub(crate) fn control_len(&self) -> usize {
+        self.lock().queue.control_len()
+    }
+
     /// Nothing is waiting.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().queue.is_empty()

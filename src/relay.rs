@@ -20,12 +20,15 @@ use crate::event::{Cause, EventKind, JoinRefusal, LeaveCause, RelayEvent};
 use crate::link::{Ending, Mortal, Obituary};
 use crate::listen::Listener;
 use crate::relay_accept::Accept;
-use crate::relay_conn::{ConnectionEnded, JoinWanted, Rejected, SideLeaves};
+use crate::relay_conn::{ConnectionEnded, JoinWanted, SideLeaves, cause_of};
 use crate::relay_desk::{Desk, Meeting, Told, Way};
 use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
+use crate::stun;
 use crate::supervisor::{Reporter, SupervisorActor};
-use accounts::Accounts;
+use accounts::{Accounts, AccountsError};
+use connection::{Ending as Closed, Shared};
+use nonce::NonceKey;
 pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
 use directory::{ConnectionKey, Directory, Joined, Limits, Met, Order, Refused};
 use lobby::Lobby;
@@ -33,11 +36,14 @@ use messages::PairId;
 
 pub(crate) mod accounts;
 pub(crate) mod attributes;
+mod checks;
 pub(crate) mod connection;
 pub(crate) mod directory;
 mod info;
 pub(crate) mod lobby;
 pub(crate) mod messages;
+mod nonce;
+pub(crate) mod runs;
 
 /// Sides that are told to come back do so within this time, each at a moment of its own.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -60,7 +66,7 @@ pub struct GetPairs {
 #[derive(Debug)]
 pub(crate) struct RelaySeed {
     pub(crate) config: Arc<RelayConfig>,
-    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) arbiters: Vec<ArbiterHandle>,
     pub(crate) who: Mortal,
@@ -97,7 +103,7 @@ impl Guest {
 #[derive(Debug)]
 pub struct TcpRelayActor {
     pub(crate) config: Arc<RelayConfig>,
-    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) reporter: Reporter,
     pub(crate) listeners: Vec<Listener>,
@@ -120,7 +126,7 @@ pub struct TcpRelayActor {
 
 impl TcpRelayActor {
     pub(crate) fn new(seed: RelaySeed) -> Self {
-        let RelaySeed { config, accounts, sockets, arbiters, who, .. } = seed;
+        let RelaySeed { config, shared, sockets, arbiters, who, .. } = seed;
         let RelaySeed { stats_interval, supervisor, reporter, token, .. } = seed;
         let limits = Limits {
             sessions_per_user: config.max_sessions_per_user,
@@ -128,7 +134,7 @@ impl TcpRelayActor {
             pairs_across_users: config.pairs_across_users,
         };
         Self {
-            accounts,
+            shared,
             lobby: Lobby::new(config.max_unjoined, config.max_unjoined_per_address),
             config,
             sockets,
@@ -316,6 +322,23 @@ impl TcpRelayActor {
     }
 }
 
+/// What the connections of a relay have in common, from its configuration.
+///
+/// # Errors
+/// Realm, user names or passwords hold what may not be in them.
+pub(crate) fn shared(config: &RelayConfig) -> Result<Shared, AccountsError> {
+    let mut accounts = Accounts::new(&*config.realm)?;
+    config.users.iter().try_for_each(|user| accounts.insert(user))?;
+    if let Some(key) = &config.shared_key {
+        accounts.set_shared_key(key.clone())?;
+    }
+    let mut key = [0; 32];
+    let random = std::iter::repeat_with(stun::random_id).flat_map(|id| id.0);
+    key.iter_mut().zip(random).for_each(|(byte, random)| *byte = random);
+    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
+    Ok(Shared { accounts, nonces: NonceKey(key), max_lifetime, ids: stun::random_id })
+}
+
 /// When somebody is to come back, so that not all do at once.
 fn spread_retry() -> Duration {
     RETRY_MIN + (RETRY_MAX - RETRY_MIN).mul_f64(fastrand::f64())
@@ -380,19 +403,16 @@ impl Handler<JoinWanted> for TcpRelayActor {
     }
 }
 
-impl Handler<Rejected> for TcpRelayActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Rejected, _: &mut Self::Context) {
-        self.refuse(message.peer, JoinRefusal::Unauthenticated);
-    }
-}
-
 impl Handler<SideLeaves> for TcpRelayActor {
     type Result = ();
 
     fn handle(&mut self, message: SideLeaves, _: &mut Self::Context) {
-        self.leave(message.key, message.cause);
+        let SideLeaves { key, ending } = message;
+        if let (Closed::TooManyRefused, Some(guest)) = (ending, self.guests.get(&key)) {
+            self.refuse(guest.desk.peer, JoinRefusal::TooManyRefused);
+        }
+        self.lobby.leave(key);
+        self.leave(key, cause_of(ending));
     }
 }
 

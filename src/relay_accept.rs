@@ -78,8 +78,8 @@ impl TcpRelayActor {
             let evicted = guest.desk.peer;
             self.refuse(evicted, JoinRefusal::PlaceNeeded);
         }
-        let (config, accounts) = (self.config.clone(), self.accounts.clone());
-        let arrival = Arrival::new(tcp, desk, config, accounts, ctx.address(), now());
+        let (config, shared) = (self.config.clone(), self.shared.clone());
+        let arrival = Arrival::new(tcp, desk, config, shared, ctx.address(), now());
         let index = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
         if let Some(arbiter) = self.arbiters.get(index) {
             // If the thread is gone, the arrival is dropped, and tells us so.

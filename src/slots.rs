@@ -12,8 +12,8 @@ use crate::clock::now;
 use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
 use crate::link::{Ending, Mortal, Part};
-use crate::relay::accounts::Accounts;
-use crate::relay::{RelaySeed, TcpRelayActor};
+use crate::relay::connection::Shared;
+use crate::relay::{self, RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
@@ -45,7 +45,7 @@ enum Config {
 #[derive(Clone, Debug)]
 struct Relay {
     config: Arc<RelayConfig>,
-    accounts: Arc<Accounts>,
+    shared: Arc<Shared>,
     /// Its connections are spread over all threads.
     arbiters: Vec<ArbiterHandle>,
 }
@@ -152,12 +152,12 @@ impl SupervisorActor {
         config.validate()?;
         let name = config.name.clone();
         self.check_free(&name)?;
-        let accounts = Accounts::of(&config)
+        let shared = relay::shared(&config)
             .map_err(|error| StartError::RelayUsers { relay: name.clone(), why: error.to_string() })?;
         let sockets = Sockets::open_relay(&config)
             .map_err(|source| StartError::RelaySocket { relay: name.clone(), source })?;
         let arbiters = self.workers.all().map_err(StartError::Thread)?;
-        let relay = Relay { config: Arc::new(config), accounts: Arc::new(accounts), arbiters };
+        let relay = Relay { config: Arc::new(config), shared: Arc::new(shared), arbiters };
         let slot = self.fill_slot(&name, Config::Relay(relay), sockets, ctx)?;
         Ok(slot.relay().expect("its life has begun").clone())
     }
@@ -215,9 +215,9 @@ impl SupervisorActor {
                 let start = |_: &mut _| RelaySessionActor::new(seed);
                 Main::Session(RelaySessionActor::start_in_arbiter(&slot.arbiter, start))
             }
-            Config::Relay(Relay { config, accounts, arbiters }) => {
+            Config::Relay(Relay { config, shared, arbiters }) => {
                 let seed =
-                    RelaySeed { config, accounts, sockets, arbiters, who, stats_interval, supervisor, reporter, token };
+                    RelaySeed { config, shared, sockets, arbiters, who, stats_interval, supervisor, reporter, token };
                 let start = |_: &mut _| TcpRelayActor::new(seed);
                 Main::Relay(TcpRelayActor::start_in_arbiter(&slot.arbiter, start))
             }

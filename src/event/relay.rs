@@ -28,6 +28,8 @@ pub enum LeaveCause {
     Broken,
     /// The relay stops.
     Restarting,
+    /// A limit ended it.
+    Limit,
     /// A bug: what serves it panicked.
     Panicked,
 }
@@ -42,6 +44,7 @@ impl fmt::Display for LeaveCause {
             Self::ProtocolError => "it sent what is neither STUN nor ChannelData",
             Self::Broken => "its connection broke",
             Self::Restarting => "the relay stops",
+            Self::Limit => "a limit ended it",
             Self::Panicked => "its connection's task panicked (a bug)",
         })
     }
@@ -52,8 +55,8 @@ impl fmt::Display for LeaveCause {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum JoinRefusal {
-    /// 401: no such user, wrong password, or expired.
-    Unauthenticated,
+    /// Four of its Joins were refused: no such user, wrong password, expired, or one of the reasons below.
+    TooManyRefused,
     /// 403: the pair, or the side, is another user's.
     NotYours,
     /// 409: two other sides are there.
@@ -69,7 +72,7 @@ pub enum JoinRefusal {
 impl fmt::Display for JoinRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unauthenticated => "unknown user, wrong password, or expired (401)",
+            Self::TooManyRefused => "four of its attempts to join were refused",
             Self::NotYours => "the pair or the side is another user's (403)",
             Self::TwoOthers => "two other sides are there (409)",
             Self::SessionsUsedUp => "its user's sessions are used up (486)",

@@ -198,6 +198,10 @@ impl Queue {
         Ok(())
     }
 
+    pub(crate) fn control_len(&self) -> usize {
+        self.control_len
+    }
+
     /// Drops what is too old.
     pub(crate) fn expire(&mut self, now: Instant) {
         let is_lent = self.lent == Lent::Data;
