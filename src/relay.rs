@@ -28,11 +28,11 @@ use crate::stun;
 use crate::supervisor::{Reporter, SupervisorActor};
 use accounts::{Accounts, AccountsError};
 use connection::{Ending as Closed, Shared};
-use nonce::NonceKey;
-pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
 use directory::{ConnectionKey, Directory, Joined, Limits, Met, Order, Refused};
+pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
 use lobby::Lobby;
 use messages::PairId;
+use nonce::NonceKey;
 
 pub(crate) mod accounts;
 pub(crate) mod attributes;
@@ -176,7 +176,9 @@ impl TcpRelayActor {
     fn join(&mut self, message: JoinWanted) {
         let JoinWanted { key, who } = message;
         // One that is out, or is being told that the relay stops, needs no answer.
-        let Some(guest) = self.guests.get(&key).filter(|guest| !guest.is_out && !self.stopping) else { return };
+        let Some(guest) = self.guests.get(&key).filter(|guest| !guest.is_out && !self.stopping) else {
+            return;
+        };
         let (desk, pair) = (guest.desk.clone(), who.pair.clone());
         let member = Member {
             pair: PairLabel::of(who.pair.as_bytes()),
@@ -298,7 +300,8 @@ impl TcpRelayActor {
             info.sides.push(SideInfo { side, user, peer: guest.desk.peer });
             *counters += guest.desk.counters.snapshot();
         }
-        let with_sums = |(info, counters): (PairInfo, Counters)| PairInfo { counters: counters.into(), ..info };
+        let with_sums =
+            |(info, counters): (PairInfo, Counters)| PairInfo { counters: counters.into(), ..info };
         let mut pairs: Vec<_> = pairs.into_values().map(with_sums).collect();
         pairs.sort_by_key(|info| info.pair);
         pairs.truncate(max);

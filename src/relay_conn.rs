@@ -24,7 +24,9 @@ use crate::datagrams::Batch;
 use crate::event::LeaveCause;
 use crate::link_stream::Stream;
 use crate::relay::TcpRelayActor;
-use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output, Shared};
+use crate::relay::connection::{
+    CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output, Shared,
+};
 use crate::relay::directory::{ConnectionKey, Newcomer, Refused};
 use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
 use crate::relay::runs::{self, Run};
@@ -161,6 +163,7 @@ impl Future for RelayConnection {
         if this.closing.is_none()
             && let Poll::Ready(cause) = this.poll_open(cx)
         {
+            this.count_unfinished();
             return Poll::Ready(cause);
         }
         this.poll_closing(cx)
@@ -238,12 +241,16 @@ impl RelayConnection {
         }
     }
 
+    fn count_unfinished(&self) {
+        let unfinished = self.reader.unfinished(&self.side);
+        self.side.desk.counters.dropped(DropReason::ConnectionLost, unfinished);
+    }
+
     /// What is queued for the side as control is still to be written, data is not.
     fn begin_closing(&mut self, ending: Ending) {
-        let Side { desk, relay, way, .. } = &mut self.side;
-        *way = None;
-        desk.flow.part();
-        desk.counters.dropped(DropReason::ConnectionLost, self.reader.unfinished(&self.side));
+        self.side.way = None;
+        self.side.desk.flow.part();
+        self.count_unfinished();
         let deadline = Box::pin(tokio::time::sleep(CLOSING_TIMEOUT));
         self.closing = Some(Shut { cause: cause_of(ending), deadline, is_done: false });
         self.timer = None;

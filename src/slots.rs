@@ -216,8 +216,17 @@ impl SupervisorActor {
                 Main::Session(RelaySessionActor::start_in_arbiter(&slot.arbiter, start))
             }
             Config::Relay(Relay { config, shared, arbiters }) => {
-                let seed =
-                    RelaySeed { config, shared, sockets, arbiters, who, stats_interval, supervisor, reporter, token };
+                let seed = RelaySeed {
+                    config,
+                    shared,
+                    sockets,
+                    arbiters,
+                    who,
+                    stats_interval,
+                    supervisor,
+                    reporter,
+                    token,
+                };
                 let start = |_: &mut _| TcpRelayActor::new(seed);
                 Main::Relay(TcpRelayActor::start_in_arbiter(&slot.arbiter, start))
             }

@@ -157,7 +157,7 @@ impl Directory {
     fn check(&self, user: &str, pair: &PairId, side: &SideId) -> Result<(), Refused> {
         let sides = self.pairs.get(pair).map_or(&[][..], Vec::as_slice);
         let across = self.limits.pairs_across_users;
-        if sides.iter().any(|other| other.user != user && (!across || other.name == *side)) {
+        if sides.iter().any(|other| *other.user != *user && (!across || other.name == *side)) {
             return Err(Refused::NotYours);
         }
         if sides.iter().any(|other| other.name == *side) {
