@@ -440,5 +440,8 @@ impl Connection {
 }
 
 #[cfg(test)]
+#[path = "life_tests.rs"]
+mod life_tests;
+#[cfg(test)]
 #[path = "connection_tests.rs"]
 mod tests;

@@ -123,7 +123,8 @@ mod tests {
         #[test]
         fn no_bytes_are_ours_by_chance(bytes in prop::collection::vec(any::<u8>(), 0..80), text in "\\PC{0,50}") {
             prop_assert!(!KEY.is_fresh(1, SECOND, &bytes));
-            prop_assert!(!KEY.is_fresh(1, SECOND, format!("{NONCE_COOKIE}{text}").as_bytes()));
+            let text = format!("{NONCE_COOKIE}{text}");
+            prop_assert!(!KEY.is_fresh(1, SECOND, text.as_bytes()));
         }
     }
 }
