@@ -21,11 +21,11 @@ const PLACES: [&str; 3] = ["password", "password_file", "password_env"];
 /// Puts a `password` into each table that names a place for it.
 pub(super) fn fetch(file: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result<(), Wrong> {
     each(file, "turn", &mut |turn| fetch_one(turn, "server", passwords))?;
-    each(file, "relay", &mut |relay| fetch_accounts(relay, passwords))?;
     each(file, "session", &mut |session| {
         each(session, "remote", &mut |remote| fetch_one(remote, "turn", passwords))?;
         each(session, "turn_listen", &mut |listen| fetch_one(listen, "server", passwords))
-    })
+    })?;
+    each(file, "relay", &mut |relay| fetch_accounts(relay, passwords))
 }
 
 /// Does it with the table of this name, or with all of them.
