@@ -198,6 +198,7 @@ impl TcpRelayActor {
                 let meeting = met.and_then(|met| self.meeting(&desk, met));
                 for (to, order) in orders {
                     if let (Order::Superseded(_), Some(old)) = (&order, self.guests.get(&to)) {
+                        old.desk.flow.part();
                         *self.past.entry(pair.clone()).or_default() += old.desk.counters.snapshot();
                     }
                     self.order(to, order);
@@ -222,7 +223,6 @@ impl TcpRelayActor {
         let Some(desk) = self.guests.get(&to).map(|guest| guest.desk.clone()) else { return };
         match order {
             Order::Superseded(instance) => {
-                desk.flow.part();
                 desk.tell(Told::Superseded(instance));
                 self.left(to, LeaveCause::Superseded, false);
             }
@@ -250,6 +250,9 @@ impl TcpRelayActor {
     fn leave(&mut self, key: ConnectionKey, cause: LeaveCause) {
         let pair = self.directory.pair_of(key).cloned();
         let peer = self.directory.leave(key);
+        if let Some(guest) = self.guests.get(&key) {
+            guest.desk.flow.part();
+        }
         if let Some(pair) = pair {
             match (peer, self.guests.get(&key)) {
                 (Some(_), Some(guest)) => {
@@ -259,9 +262,6 @@ impl TcpRelayActor {
                     self.past.remove(&pair);
                 }
             }
-        }
-        if let Some(guest) = self.guests.get(&key) {
-            guest.desk.flow.part();
         }
         if let Some(peer) = peer {
             self.order(peer, Order::PeerGone);
@@ -307,6 +307,12 @@ impl TcpRelayActor {
         pairs.truncate(max);
         pairs.iter_mut().for_each(|info| info.sides.sort_by(|a, b| a.side.cmp(&b.side)));
         pairs
+    }
+
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn guests_named(&self, side: &str) -> impl Iterator<Item = &Guest> {
+        let is_it = move |guest: &&Guest| guest.member.as_ref().is_some_and(|member| member.side == side);
+        self.guests.values().filter(is_it)
     }
 
     fn report_stats(&mut self, ctx: &mut Context<Self>) {
@@ -428,6 +434,10 @@ impl Handler<ConnectionEnded> for TcpRelayActor {
             self.reporter.report(EventKind::ActorPanicked { actor: format!("relay connection {}", key.0) });
         }
         self.lobby.leave(key);
+        if let Some(guest) = self.guests.get(&key) {
+            // What it holds still, the connection has not written to its end.
+            guest.desk.flow.close();
+        }
         self.leave(key, cause);
         self.guests.remove(&key);
         self.stop_if_done(ctx);

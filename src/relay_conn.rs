@@ -341,6 +341,8 @@ impl Side {
             }
             Told::PlaceNeeded => self.core.close(Closing::new(Reason::Limit)),
             Told::Abandoned => {}
+            #[cfg(feature = "test-panic")]
+            Told::Panic => panic!("told to panic"),
         }
         self.outputs();
     }

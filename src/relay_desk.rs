@@ -52,6 +52,8 @@ pub(crate) enum Told {
     PlaceNeeded,
     /// The actor is gone.
     Abandoned,
+    #[cfg(feature = "test-panic")]
+    Panic,
 }
 
 /// Whom a side has met, and the way of its datagrams there.

@@ -7,8 +7,7 @@ use actix_relay::credentials::UserPassword;
 use actix_relay::event::{JoinRefusal, LeaveCause, RelayEvent};
 use support::House;
 use support::relay_side::{
-    BINDING, Came, Class, INSTANCE, LIFETIME, PASSWORD, PEER_STATUS, REASON, REFRESH, SIDE_ID, Side, USER,
-    USERNAME, config, stun,
+    Came, INSTANCE, LIFETIME, PASSWORD, PEER_STATUS, REASON, REFRESH, SIDE_ID, Side, USER, USERNAME, config,
 };
 
 #[actix::test]
@@ -162,19 +161,14 @@ async fn pings_are_answered_in_every_phase() {
     let house = House::new().await;
     let (_, relay) = house.start_relay(config("relay")).await;
     let mut side = Side::connect(relay).await;
-    let ping = async |side: &mut Side| {
-        let id = side.next_id();
-        side.send(&stun(BINDING, Class::Request, id, &[], None)).await;
-        assert!(side.answer(id).await.get(0x0020).is_some());
-    };
-    ping(&mut side).await;
+    side.ping().await;
     side.log_in(USER, PASSWORD).await;
-    ping(&mut side).await;
+    side.ping().await;
     side.join_as("secret", "a", &[0; 8], None).await.unwrap();
-    ping(&mut side).await;
+    side.ping().await;
     let _b = Side::joined(relay, "secret", "b").await;
+    side.ping().await;
     assert_eq!(side.peer().await, 1);
-    ping(&mut side).await;
 }
 
 #[actix::test]

@@ -32,6 +32,7 @@ pub const LIFETIME: u16 = 0x000d;
 pub const REALM_ATTRIBUTE: u16 = 0x0014;
 pub const NONCE: u16 = 0x0015;
 pub const INTEGRITY: u16 = 0x001c;
+pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 pub const PASSWORD_ALGORITHM: u16 = 0x001d;
 pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
 pub const PAIR_ID: u16 = 0x7f01;
@@ -165,7 +166,7 @@ pub struct Side {
     nonce: Vec<u8>,
     key: Vec<u8>,
     user: String,
-    ids: u8,
+    ids: u32,
 }
 
 impl Side {
@@ -224,7 +225,7 @@ impl Side {
 
     pub fn next_id(&mut self) -> [u8; 12] {
         self.ids += 1;
-        [self.ids; 12]
+        std::array::from_fn(|at| self.ids.to_be_bytes()[at % 4])
     }
 
     /// A sealed request of these attributes.
@@ -310,6 +311,31 @@ impl Side {
             }
         })
         .await
+    }
+
+    /// What has come already, if anything has.
+    pub fn try_next(&mut self) -> Option<Came> {
+        if let Some(came) = self.held.pop_front() {
+            return Some(came);
+        }
+        loop {
+            if let Some(came) = self.cut() {
+                return Some(came);
+            }
+            match self.stream.try_read_buf(&mut self.read) {
+                Ok(0) => return Some(Came::Fin),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
+                Err(_) => return Some(Came::Fin),
+            }
+        }
+    }
+
+    /// A round trip: what was sent before has been handled.
+    pub async fn ping(&mut self) {
+        let id = self.next_id();
+        self.send(&stun(BINDING, Class::Request, id, &[], None)).await;
+        assert!(self.answer(id).await.get(XOR_MAPPED_ADDRESS).is_some());
     }
 
     fn cut(&mut self) -> Option<Came> {
