@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
-use actix_relay::config::{ChildId, SessionConfig, TurnConfig};
-use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::config::{ChildId, RelayConfig, SessionConfig, TurnConfig};
+use actix_relay::event::{Event, EventKind, RelayEvent, TurnEvent};
+use actix_relay::relay::GetRelay;
 use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
 use actix_relay::supervisor::{
-    InSession, InTurn, Shutdown, StartError, StartSession, StartTurn, Subscribe, SupervisorActor,
+    InRelay, InSession, InTurn, Shutdown, StartError, StartRelay, StartSession, StartTurn, Subscribe,
+    SupervisorActor,
 };
 use actix_relay::turn::GetAllocation;
 use clap::Parser;
@@ -31,6 +33,7 @@ mod args;
 mod lines;
 mod passwords;
 mod plan;
+mod relay_args;
 mod tls_args;
 mod turn_args;
 mod values;
@@ -105,6 +108,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
         Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
         Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Relay(relay) => (relay.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
         Command::Check(args::File { file }) => {
             let plan = read(&file, &common)?;
@@ -155,7 +159,13 @@ fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
 }
 
 fn say_fine(file: &Path, plan: &Plan, json: bool) -> i32 {
-    let line = lines::fine(&file.display().to_string(), plan.sessions.len(), plan.turns.len(), json);
+    let line = lines::fine(
+        &file.display().to_string(),
+        plan.sessions.len(),
+        plan.turns.len(),
+        plan.relays.len(),
+        json,
+    );
     let _ = writeln!(io::stdout(), "{line}");
     EXIT_TOLD
 }
@@ -203,23 +213,17 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let (tell_ended, ended) = mpsc::unbounded_channel();
     let printer = Printer { voice, lines: lines.clone(), ended: tell_ended }.start();
     let sessions = plan.sessions.iter().map(|session| &session.name);
-    let running = sessions.chain(plan.turns.iter().map(|turn| &turn.name)).cloned().collect();
+    let turns = plan.turns.iter().map(|turn| &turn.name);
+    let relays = plan.relays.iter().map(|relay| &relay.name);
+    let running = sessions.chain(turns).chain(relays).cloned().collect();
     let watcher = Watcher { running, ends: ends.clone() }.start();
     for recipient in [printer.clone().recipient(), watcher.clone().recipient()] {
         let _ = supervisor.send(Subscribe { recipient, filter: Filter::All }).await;
     }
     let mut house = House { voice, supervisor, started: Vec::new(), lines, ended };
-    for config in plan.sessions {
-        if let Err(failure) = house.start(config).await {
-            house.close().await;
-            return Err(failure);
-        }
-    }
-    for config in plan.turns {
-        if let Err(failure) = house.start_turn(config).await {
-            house.close().await;
-            return Err(failure);
-        }
+    if let Err(failure) = house.start_all(plan.sessions, plan.turns, plan.relays).await {
+        house.close().await;
+        return Err(failure);
     }
     if let Some(open) = open {
         to_stderr("warning", &open);
@@ -268,16 +272,29 @@ struct House {
 }
 
 impl House {
-    async fn start(&mut self, config: SessionConfig) -> Result<(), Failure> {
-        let name = config.name.clone();
-        let started = self.supervisor.send(StartSession { config }).await;
-        self.note_started(name, started)
-    }
-
-    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
-        let name = config.name.clone();
-        let started = self.supervisor.send(StartTurn { config }).await;
-        self.note_started(name, started)
+    /// Relays first: sessions of the same file may call them.
+    async fn start_all(
+        &mut self,
+        sessions: Vec<SessionConfig>,
+        turns: Vec<TurnConfig>,
+        relays: Vec<RelayConfig>,
+    ) -> Result<(), Failure> {
+        for config in relays {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartRelay { config }).await;
+            self.note_started(name, started)?;
+        }
+        for config in sessions {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartSession { config }).await;
+            self.note_started(name, started)?;
+        }
+        for config in turns {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartTurn { config }).await;
+            self.note_started(name, started)?;
+        }
+        Ok(())
     }
 
     fn note_started<T>(
@@ -334,6 +351,7 @@ impl House {
             actix_rt::spawn(async move {
                 let sums = ask_session(&supervisor, &child).await;
                 let sums = if sums.is_some() { sums } else { ask_turn(&supervisor, &child).await };
+                let sums = if sums.is_some() { sums } else { ask_relay(&supervisor, &child).await };
                 Some((child, sums?))
             })
         };
@@ -359,6 +377,13 @@ async fn ask_turn(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option
     let question = InTurn { turn: child.clone(), message: GetAllocation };
     let info = supervisor.send(question).await.ok()?.ok()?;
     Some(EventKind::Turn(TurnEvent::TurnStats { counters: info.counters }))
+}
+
+async fn ask_relay(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InRelay { relay: child.clone(), message: GetRelay };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    let (unjoined, sides, pairs, counters) = (info.unjoined, info.sides, info.pairs, info.counters);
+    Some(EventKind::Relay(RelayEvent::RelayStats { unjoined, sides, pairs, counters }))
 }
 
 /// Says when every session has been given up. Apart from [`Printer`], which a slow stdout holds up.

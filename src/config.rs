@@ -1,7 +1,7 @@
-//! What sessions, TURN clients and a supervisor are told: defaults, limits and validation.
+//! What sessions, TURN clients, relays and a supervisor are told: defaults, limits and validation.
 //!
-//! Every field is public and every one has a default that works; [`SessionConfig::validate`] and
-//! [`TurnConfig::validate`] say in one sentence what is wrong with the rest. The TOML file of `actix-relay run` uses
+//! Every field is public and every one has a default that works; [`SessionConfig::validate`],
+//! [`TurnConfig::validate`] and [`RelayConfig::validate`] say in one sentence what is wrong with the rest. The TOML file of `actix-relay run` uses
 //! the same names.
 
 use std::fmt;
@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use relay::RelayConfig;
 pub use relay_remote::RelayRemote;
 pub use remote::{HostPort, Remote, TurnListen, TurnRemote};
 pub use tls::{CertificateFiles, ClientTls, Pin, ServerCertificate, ServerTls};
@@ -23,6 +24,7 @@ pub use turn_uri::{TURN_PORT, TURNS_PORT, TurnTransport, TurnUri};
 mod checks;
 mod duration;
 mod error;
+mod relay;
 mod relay_remote;
 mod remote;
 mod tls;
@@ -30,7 +32,7 @@ mod turn;
 mod turn_server;
 mod turn_uri;
 
-/// The name of a supervised session or TURN client: 1 to 64 characters, unique below one supervisor.
+/// The name of a supervised session, TURN client or relay: 1 to 64 characters, unique below one supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChildId(String);

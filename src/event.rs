@@ -11,13 +11,15 @@ use crate::config::{ChildId, Pin, Remote};
 use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
+pub use relay::{JoinRefusal, LeaveCause, RelayEvent};
 pub use side::SideEvent;
 pub use turn::{TurnEvent, TurnState};
 
+mod relay;
 mod side;
 mod turn;
 
-/// Something that happened to a supervised session or TURN client. Subscribers receive it as a message; its `Display` is
+/// Something that happened to a supervised session, TURN client or relay. Subscribers receive it as a message; its `Display` is
 /// one line for a person, its `Serialize` one flat object for a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Message)]
 #[rtype(result = "()")]
@@ -249,6 +251,9 @@ pub enum EventKind {
     /// Something that happened between a session and its relay: see [`SideEvent`].
     #[serde(untagged)]
     Side(SideEvent),
+    /// Something that happened to a relay: see [`RelayEvent`].
+    #[serde(untagged)]
+    Relay(RelayEvent),
 }
 
 impl Event {
@@ -314,6 +319,7 @@ impl fmt::Display for EventKind {
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
             Self::Turn(event) => event.fmt(f),
             Self::Side(event) => event.fmt(f),
+            Self::Relay(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) enum Part {
     Turn,
     /// One allocation of a TURN client, or the attempt to get one.
     Allocation,
+    /// A `TcpRelayActor`.
+    Relay,
 }
 
 impl fmt::Display for Part {
@@ -37,6 +39,7 @@ impl fmt::Display for Part {
             Self::Link(link) => write!(f, "TcpPeerActor of link {link}"),
             Self::Turn => write!(f, "TurnClientActor"),
             Self::Allocation => write!(f, "allocation of the TurnClientActor"),
+            Self::Relay => write!(f, "TcpRelayActor"),
         }
     }
 }
@@ -78,7 +81,7 @@ impl Ending {
 /// Which part of which child, and whether it is to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mortal {
-    /// The session, or the TURN client that has a name of its own.
+    /// The session, or the TURN client or relay that has a name of its own.
     pub(crate) child: ChildId,
     /// Each restart of `child` has another one, so that late news of an earlier life is told apart.
     pub(crate) life: u64,

@@ -434,7 +434,7 @@ impl Handler<PartEnded> for RelaySessionActor {
                 self.stop_if_done(ctx);
             }
             // The supervisor will say when it is to be started again.
-            Part::Endpoint(_) | Part::Session => {}
+            Part::Endpoint(_) | Part::Session | Part::Relay => {}
             Part::Turn | Part::Allocation => self.turn_part_ended(message, ctx),
         }
     }
@@ -445,7 +445,7 @@ impl Handler<RestartPart> for RelaySessionActor {
 
     fn handle(&mut self, message: RestartPart, ctx: &mut Self::Context) {
         match message.part {
-            Part::Session => {}
+            Part::Session | Part::Relay => {}
             Part::Turn | Part::Allocation => self.restart_turn_part(message, ctx),
             Part::Link(id) => self.restart_link(id, ctx),
             Part::Endpoint(None) => {

@@ -21,7 +21,6 @@ use crate::counters::DropReason;
 use crate::event::{Cause, EventKind, SideEvent};
 use crate::lane::LaneMaker;
 use crate::link::{Ending, Obituary, Wait};
-use crate::link_stream::Stream;
 use crate::relay::messages;
 use crate::relay::side::{Output, Present, Side, SideError};
 use crate::relay_paths::{ChannelPath, Full, RelayPaths, Way};
@@ -31,6 +30,7 @@ use crate::sockopt;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken, TurnSink, take_turn};
 use crate::supervisor::Reporter;
 use crate::tcp::{Close, told};
+use crate::transport::Transport;
 use crate::udp_io::UdpIo;
 
 /// An unfinished message has this long.
@@ -102,7 +102,7 @@ pub(crate) struct House {
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct RelayLinkActor {
-    stream: Stream,
+    stream: Transport,
     reader: FrameReader,
     writer: FrameWriter,
     talk: Talk,
@@ -141,7 +141,7 @@ enum End {
 
 impl RelayLinkActor {
     pub(crate) fn new(
-        stream: Stream,
+        stream: Transport,
         relay: SocketAddr,
         side: Side,
         house: House,
@@ -150,7 +150,7 @@ impl RelayLinkActor {
     ) -> Self {
         // What is left of an earlier connection, whose actor may have panicked, is not for this one.
         house.paths.connection_ended();
-        let is_believed = matches!(stream, Stream::Tls(_));
+        let is_believed = matches!(stream, Transport::Tls(_));
         let refused = OncePerSecond::default();
         let talk =
             Talk { side, house, relay, hops, is_believed, refused, joined: false, end: None, now: now() };

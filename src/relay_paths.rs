@@ -366,15 +366,6 @@ impl RelayPaths {
         self.lock().channels.next_due(last_activity)
     }
 
-    /// Whoever comes next is another peer. Gives back the flows of the last one, to be ended.
-    pub(crate) fn forget_peer(&self) -> Vec<Arc<ChannelPath>> {
-        let mut inner = self.lock();
-        inner.peer = None;
-        let parked: Vec<_> = std::mem::take(&mut inner.parked).into_values().collect();
-        parked.iter().for_each(|path| path.end());
-        parked
-    }
-
     /// Counts what has become too old since the last push, so that statistics are up to date.
     pub(crate) fn count_expired(&self, now: Instant) {
         self.flow.expire(now);

@@ -270,7 +270,7 @@ impl RelaySessionActor {
         Ok(())
     }
 
-    pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &Context<Self>) {
+    pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &mut Context<Self>) {
         let rules = ApplicationRules {
             max_sources: self.config.source_limit(),
             source_idle: self.config.source_idle,

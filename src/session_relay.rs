@@ -18,7 +18,6 @@ use crate::dial::dial;
 use crate::event::{Cause, EventKind, SideEvent};
 use crate::lane::LinkId;
 use crate::link::{Ending, Part};
-use crate::link_stream::Stream;
 use crate::links::Phase;
 use crate::relay::messages::Instance;
 use crate::relay::side::{Setup, Side};
@@ -30,6 +29,7 @@ use crate::sockopt::SocketError;
 use crate::stun;
 use crate::tcp::{Close, TcpPeerActor};
 use crate::tls::{Connector, RELAY_PROTOCOL};
+use crate::transport::Transport;
 use crate::turn::transactions::Ids;
 use crate::udp::{ApplicationRules, Intake, StopEndpoint, UdpEndpointActor};
 use crate::udp_io::UdpIo;
@@ -147,7 +147,7 @@ impl RelaySessionActor {
     pub(crate) fn dial_relay(
         &mut self,
         remote: &RelayRemote,
-    ) -> impl Future<Output = Result<(Stream, SocketAddr), Ending>> + use<> {
+    ) -> impl Future<Output = Result<(Transport, SocketAddr), Ending>> + use<> {
         let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
         let mut config = self.config.clone();
         config.remote = Some(remote.clone().into());
@@ -182,8 +182,8 @@ impl RelaySessionActor {
         &mut self,
         id: LinkId,
         remote: RelayRemote,
-        result: Result<(Stream, SocketAddr), Ending>,
-        ctx: &Context<Self>,
+        result: Result<(Transport, SocketAddr), Ending>,
+        ctx: &mut Context<Self>,
     ) {
         let attached = result.and_then(|(stream, peer)| {
             let attached = self.attach_relay(id, remote, stream, peer, ctx);
@@ -198,9 +198,9 @@ impl RelaySessionActor {
         &mut self,
         id: LinkId,
         remote: RelayRemote,
-        stream: Stream,
+        stream: Transport,
         peer: SocketAddr,
-        ctx: &Context<Self>,
+        ctx: &mut Context<Self>,
     ) -> Result<(), SocketError> {
         if self.stopping {
             return Ok(());
@@ -258,7 +258,7 @@ impl RelaySessionActor {
     }
 
     /// Told to call somebody else, or in another way: what was there before ends.
-    pub(crate) fn change_remote(&mut self, remote: Remote, ctx: &Context<Self>) {
+    pub(crate) fn change_remote(&mut self, remote: Remote, ctx: &mut Context<Self>) {
         if self.sockets.remote().as_ref() == Some(&remote) {
             return;
         }
@@ -274,7 +274,7 @@ impl RelaySessionActor {
     }
 
     /// Flows and sockets of a relay are of no use any more.
-    pub(crate) fn leave_relay(&mut self, ctx: &Context<Self>) {
+    pub(crate) fn leave_relay(&mut self, ctx: &mut Context<Self>) {
         self.abandon_relay();
         if self.relay.take().is_some() && !self.is_at_relay() {
             self.change_local_endpoint(ctx);
@@ -282,7 +282,7 @@ impl RelaySessionActor {
     }
 
     /// At a relay a session has one link and no other way.
-    fn end_other_ways(&mut self, ctx: &Context<Self>) {
+    fn end_other_ways(&mut self, ctx: &mut Context<Self>) {
         self.stop_accepting();
         self.sockets.set_turn_listen(None);
         let links: Vec<_> = self.links.keys().copied().collect();
@@ -308,7 +308,7 @@ impl RelaySessionActor {
     }
 
     /// The local applications' datagrams go another way from now on.
-    fn change_local_endpoint(&mut self, ctx: &Context<Self>) {
+    fn change_local_endpoint(&mut self, ctx: &mut Context<Self>) {
         let Some(local) = self.local.take() else { return };
         local.endpoint.do_send(StopEndpoint);
         // A registration of its own: that of the endpoint that stops may still be woken.

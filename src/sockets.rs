@@ -1,4 +1,4 @@
-//! What outlives the actor of a session or a TURN client: bound sockets, counters, and whom it was told to call.
+//! What outlives the actor of a session, a TURN client or a relay: bound sockets, counters, and whom it was told to call.
 //!
 //! The supervisor keeps them in its slot for the child, so a local port stays the same whatever happens to
 //! any actor, and what arrives meanwhile waits in the kernel. Actors work on duplicates of the descriptors.
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use actix::prelude::Recipient;
 
-use crate::config::{Remote, SessionConfig, TurnListen};
+use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
 use crate::stun;
@@ -60,7 +60,11 @@ struct Inner {
 impl Sockets {
     /// Binds what the session is configured to have, and reads its certificates.
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
-        if let Some(tls) = &config.tls {
+        let relay_tls = match &config.remote {
+            Some(Remote::Relay(relay)) => relay.tls.as_ref(),
+            _ => None,
+        };
+        if let Some(tls) = config.tls.as_ref().or(relay_tls) {
             // What is wrong with its files is better said now than by the first link.
             Connector::new(tls, None)?;
         }
@@ -85,6 +89,13 @@ impl Sockets {
         let bound: Result<_, _> = udp.iter().map(|addr| sockopt::bind_udp(*addr)).collect();
         sockets.lock().udp = bound?;
         sockets.listen(tcp, &TcpOptions::default())?;
+        Ok(sockets)
+    }
+
+    /// Binds what a relay is configured to have.
+    pub(crate) fn open_relay(config: &RelayConfig) -> Result<Self, SocketError> {
+        let sockets = Self::default();
+        sockets.listen(&config.local_tcp, &TcpOptions::from(config))?;
         Ok(sockets)
     }
 

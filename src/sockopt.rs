@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::config::{SessionConfig, TurnConfig};
+use crate::config::{RelayConfig, SessionConfig, TurnConfig};
 use crate::tls::TlsError;
 
 /// What the kernel may hold unsent per connection, bytes: `wire.md` "Queues".
@@ -65,6 +65,13 @@ impl From<&TurnConfig> for TcpOptions {
     fn from(config: &TurnConfig) -> Self {
         let congestion = config.congestion.clone();
         Self { bind: config.bind, fwmark: config.fwmark, congestion, max_segment: Some(SERVER_SEGMENT) }
+    }
+}
+
+impl From<&RelayConfig> for TcpOptions {
+    fn from(config: &RelayConfig) -> Self {
+        let congestion = config.congestion.clone();
+        Self { bind: None, fwmark: config.fwmark, congestion, max_segment: None }
     }
 }
 

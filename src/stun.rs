@@ -27,7 +27,7 @@ pub(crate) mod raw;
 mod received;
 
 pub(crate) use draft::Draft;
-pub(crate) use keys::{nonce_features, user_hash};
+pub(crate) use keys::{nonce_features, opaque_string, user_hash};
 pub(crate) use message::Message;
 pub(crate) use received::{Received, algorithms_of, error_of};
 

@@ -3,6 +3,8 @@
 use actix::prelude::*;
 
 use crate::links::Phase;
+use crate::relay::TcpRelayActor;
+use crate::relay_desk::Told;
 use crate::relay_link::RelayLinkActor;
 use crate::session::{LinkId, RelaySessionActor};
 use crate::session_relay::Carrier;
@@ -35,6 +37,19 @@ impl Handler<PanicInForward> for TurnClientActor {
 
     fn handle(&mut self, PanicInForward(index): PanicInForward, _: &mut Self::Context) {
         self.forwards.endpoint(index).do_send(Panic);
+    }
+}
+
+/// To a relay: what serves the sides of this name is to panic.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct PanicInSide(pub String);
+
+impl Handler<PanicInSide> for TcpRelayActor {
+    type Result = ();
+
+    fn handle(&mut self, PanicInSide(side): PanicInSide, _: &mut Self::Context) {
+        self.guests_named(&side).for_each(|guest| guest.desk.tell(Told::Panic));
     }
 }
 
@@ -77,4 +92,4 @@ macro_rules! panics {
     )*};
 }
 
-panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, RelayLinkActor);
+panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, RelayLinkActor, TcpRelayActor);

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use actix_relay::config::{
-    ConfigError, HostPort, Remote, SessionConfig, SupervisorConfig, TurnConfig, TurnListen, TurnRemote,
+    ConfigError, HostPort, RelayConfig, Remote, SessionConfig, SupervisorConfig, TurnConfig, TurnListen,
+    TurnRemote,
 };
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use super::plan::{Plan, one_line};
+use super::relay_args::{RELAY_EXAMPLES, RelayArgs, in_flags as relay_in_flags};
 use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 use super::turn_args::{TURN_EXAMPLES, TURN_TCP_EXAMPLES, Through, Turn, TurnTcp, in_flags as turn_in_flags};
 use super::values::{Later, addr, allowed, delay, fwmark, interval, later, workers};
@@ -25,7 +27,9 @@ Examples:
     actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
   A UDP peer reached through a TURN server: applications here send to 127.0.0.1:5000 instead:
     actix-relay turn --server turn:turn.example.org --user alice --udp 127.0.0.1:5000 --peer 192.0.2.7:5000
-  Any number of sessions and TURN clients, described in a file:
+  A relay on a public machine, where sides that can only call out meet:
+    actix-relay relay --tcp 0.0.0.0:443 --realm example.org --users /etc/relay-users
+  Any number of sessions, TURN clients and relays, described in a file:
     actix-relay check relay.toml && actix-relay run relay.toml --json
 
 Exit codes: 0 told to stop; 1 the start failed, or every session was given up; 2 bad arguments or
@@ -52,7 +56,7 @@ Examples:
   Through a TURN server:
     actix-relay connect --turn turn:turn.example.org --user alice --tcp 192.0.2.7:4433 --udp 127.0.0.1:51820";
 
-const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionConfig and TurnConfig of the crate's documentation):
+const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionConfig, TurnConfig and RelayConfig of the crate's documentation):
   [supervisor]                          # may be left out
   workers = 2
   stats_interval = "60s"
@@ -73,7 +77,13 @@ const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionCo
   [[session]]
   name = "vpn through turn"
   remote = { turn = "turn:turn.example.org", user = "alice", password_env = "PW", peer = "192.0.2.7:4433" }
-  local_udp = "127.0.0.1:51821"         # to be called: turn_listen = { server = …, permit = ["192.0.2.7"] }"#;
+  local_udp = "127.0.0.1:51821"         # to be called: turn_listen = { server = …, permit = ["192.0.2.7"] }
+
+  [[relay]]
+  name = "relay"
+  local_tcp = ["0.0.0.0:443"]
+  realm = "example.org"
+  users_file = "/etc/relay-users"       # or users_env, or users = [{ user = "alice", password_env = "PW" }]"#;
 
 /// Carries UDP where only TCP gets through: datagrams go in here, through a TCP connection, and out there.
 #[derive(Debug, Parser)]
@@ -135,7 +145,10 @@ pub(super) enum Command {
     /// Forward a TCP port through a TURN server, either way (RFC 6062)
     #[command(after_help = TURN_TCP_EXAMPLES)]
     TurnTcp(TurnTcp),
-    /// Run the sessions and TURN clients that a TOML file describes
+    /// Join sides that can only call out, two by two
+    #[command(after_help = RELAY_EXAMPLES)]
+    Relay(RelayArgs),
+    /// Run the sessions, TURN clients and relays that a TOML file describes
     #[command(after_help = FILE_EXAMPLE)]
     Run(File),
     /// Say whether a TOML file is fine, or what is wrong with it and where
@@ -219,7 +232,11 @@ impl Cli {
                      the other"
                     .into())
             }
-            (Command::Turn(_) | Command::TurnTcp(_), Common { app: Some(_), .. }) => {
+            (Command::Relay(_), Common { bind: Some(_), .. }) => {
+                Err("--bind is for outgoing connections, relay makes none: --tcp says where it listens"
+                    .into())
+            }
+            (Command::Turn(_) | Command::TurnTcp(_) | Command::Relay(_), Common { app: Some(_), .. }) => {
                 Err("--app goes with listen and connect".into())
             }
             (Command::TurnTcp(_), Common { max_queue_delay: Some(_), .. }) => {
@@ -275,7 +292,7 @@ impl Common {
         session.validate().map_err(|error| in_flags(&error))?;
         let mut supervisor = SupervisorConfig::default();
         self.apply_to_supervisor(&mut supervisor);
-        Ok(Plan { sessions: vec![session], turns: Vec::new(), supervisor })
+        Ok(Plan { sessions: vec![session], supervisor, ..Plan::default() })
     }
 
     /// The plan of one TURN client whose fields were given as flags.
@@ -287,7 +304,18 @@ impl Common {
         turn.validate().map_err(|error| turn_in_flags(&error))?;
         let mut supervisor = SupervisorConfig::default();
         self.apply_to_supervisor(&mut supervisor);
-        Ok(Plan { sessions: Vec::new(), turns: vec![turn], supervisor })
+        Ok(Plan { turns: vec![turn], supervisor, ..Plan::default() })
+    }
+
+    /// The plan of one relay whose fields were given as flags.
+    pub(super) fn plan_relay(&self, mut relay: RelayConfig) -> Result<Plan, String> {
+        relay.max_queue_delay = self.max_queue_delay.unwrap_or(relay.max_queue_delay);
+        relay.fwmark = self.fwmark;
+        relay.congestion.clone_from(&self.congestion);
+        relay.validate().map_err(|error| relay_in_flags(&error))?;
+        let mut supervisor = SupervisorConfig::default();
+        self.apply_to_supervisor(&mut supervisor);
+        Ok(Plan { relays: vec![relay], supervisor, ..Plan::default() })
     }
 }
 

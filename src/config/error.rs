@@ -77,4 +77,14 @@ pub enum ConfigError {
         /// What it must be.
         why: &'static str,
     },
+    /// A field of a relay has a value it may not have.
+    #[error("relay '{}': {field} {why}", relay.as_str().escape_debug())]
+    InvalidRelay {
+        /// The relay's name.
+        relay: ChildId,
+        /// The field's name.
+        field: &'static str,
+        /// What it must be.
+        why: &'static str,
+    },
 }

@@ -28,6 +28,7 @@ pub mod peer;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod proxy;
+pub mod relay_side;
 pub mod tls;
 pub mod turn;
 #[cfg(all(unix, feature = "cli"))]
