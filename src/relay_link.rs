@@ -37,6 +37,8 @@ use crate::udp_io::UdpIo;
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What was queued when the connection is told to close may still go out for this long, and the relay be told.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Silent channels are looked for this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Rounds in one turn of the task.
 const MAX_TURNS: usize = 2;
 
@@ -129,6 +131,8 @@ struct Talk {
     is_believed: bool,
     refused: OncePerSecond,
     joined: bool,
+    /// When to look for silent channels, while a peer is there.
+    sweep: Option<Instant>,
     end: Option<End>,
     now: Instant,
 }
@@ -152,8 +156,18 @@ impl RelayLinkActor {
         house.paths.connection_ended();
         let is_believed = matches!(stream, Transport::Tls(_));
         let refused = OncePerSecond::default();
-        let talk =
-            Talk { side, house, relay, hops, is_believed, refused, joined: false, end: None, now: now() };
+        let talk = Talk {
+            side,
+            house,
+            relay,
+            hops,
+            is_believed,
+            refused,
+            joined: false,
+            sweep: None,
+            end: None,
+            now: now(),
+        };
         Self {
             stream,
             reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
@@ -255,14 +269,15 @@ fn broken(doing: &str, error: &io::Error) -> SideError {
 
 impl Talk {
     fn poll_timeout(&self) -> Option<Instant> {
-        [self.side.poll_timeout(), self.house.paths.next_due()].into_iter().flatten().min()
+        [self.side.poll_timeout(), self.sweep].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self) {
         if self.side.poll_timeout().is_some_and(|due| due <= self.now) {
             self.side.handle_timeout(self.now);
         }
-        if self.house.paths.next_due().is_some_and(|due| due <= self.now) {
+        if self.sweep.is_some_and(|due| due <= self.now) {
+            self.sweep = Some(self.now + SWEEP_INTERVAL);
             let ended = self.house.paths.expire(self.now);
             self.flows_ended(ended);
         }
@@ -294,10 +309,12 @@ impl Talk {
                 }
                 Output::PeerPresent(present) => {
                     let strangers = self.house.paths.peer_present(self.now, self.side.name(), &present.side);
+                    self.sweep = Some(self.now + SWEEP_INTERVAL);
                     self.flows_ended(strangers);
                     self.tell(RelayNews::PeerPresent(present));
                 }
                 Output::PeerGone => {
+                    self.sweep = None;
                     self.house.paths.peer_gone();
                     self.tell(RelayNews::PeerGone);
                 }
@@ -451,3 +468,7 @@ impl Handler<Close> for RelayLinkActor {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "relay_link_tests.rs"]
+mod tests;

@@ -362,10 +362,6 @@ impl RelayPaths {
         ended
     }
 
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.lock().channels.next_due(last_activity)
-    }
-
     /// Counts what has become too old since the last push, so that statistics are up to date.
     pub(crate) fn count_expired(&self, now: Instant) {
         self.flow.expire(now);

@@ -165,8 +165,9 @@ async fn two_applications_meet_whoever_speaks_first() {
     };
     let left_entry = house.local(known("left", left.local_addr().unwrap())).await;
     let right_entry = house.local(near(relay)).await;
-    paired(&mut house, "left").await;
-    paired(&mut house, "near").await;
+    for side in ["left", "near"] {
+        house.info_when(side, "it is paired", |info| info.state == SessionState::Connected).await;
+    }
     right.send_to(b"first", right_entry).await.unwrap();
     assert_eq!(receive(&left).await, (b"first".to_vec(), left_entry));
     left.send_to(b"second", left_entry).await.unwrap();

@@ -172,11 +172,6 @@ impl<T: Clone> Channels<T> {
         gone.into_iter().map(|(number, _, value)| (number, value)).collect()
     }
 
-    /// When the first channel will have been silent for its lifetime, if nothing comes before.
-    pub(crate) fn next_due(&self, last_activity: impl Fn(&T) -> Option<Instant>) -> Option<Instant> {
-        self.open.values().map(|open| open.last(&last_activity) + CHANNEL_LIFETIME).min()
-    }
-
     fn is_peers(&self, number: u16) -> bool {
         number <= LAST && !self.parity.has(number)
     }
@@ -243,11 +238,9 @@ mod tests {
         let (mut channels, start) = (Channels::new(Parity::Even), any_instant());
         channels.open(start, 1, None).unwrap();
         channels.accept(start, 0x4001, 2);
-        assert_eq!(channels.next_due(never), Some(start + CHANNEL_LIFETIME));
         let last = |value: &u8| (*value == 2).then_some(start + SECOND);
         assert_eq!(channels.expire(start + CHANNEL_LIFETIME - SECOND, last), []);
         assert_eq!(channels.expire(start + CHANNEL_LIFETIME, last), [(0x4000, 1)]);
-        assert_eq!(channels.next_due(last), Some(start + CHANNEL_LIFETIME + SECOND));
         assert_eq!(channels.expire(start + CHANNEL_LIFETIME + SECOND, last), [(0x4001, 2)]);
         let free = start + CHANNEL_LIFETIME + GUARD_TIME;
         let all = Vec::from_iter((1..2048).map(|_| channels.open(free - SECOND, 3, None).unwrap()));
