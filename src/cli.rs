@@ -481,4 +481,5 @@ fn write_lines(mut lines: mpsc::Receiver<Line>) {
 }
 
 #[cfg(test)]
+#[path = "cli_tests.rs"]
 mod tests;

@@ -366,7 +366,10 @@ impl Talk {
             Door::Service { to, sockets, maker } => (*to, sockets, maker),
         };
         // One alone keeps its port whatever happens to the session's actor.
-        let socket = if paths.has_no_service() { sockets.service(to) } else { sockopt::connect_udp(to) };
+        let socket = match paths.lone_peer() {
+            Some(peer) => sockets.service_for(&peer, to),
+            None => sockopt::connect_udp(to),
+        };
         let io = socket.map_err(|error| error.to_string());
         match io.and_then(|socket| UdpIo::new(socket).map_err(|error| error.to_string())) {
             Ok(io) => {

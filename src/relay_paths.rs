@@ -311,10 +311,11 @@ impl RelayPaths {
         Ok(path)
     }
 
-    /// Whether the peer has no channel, and had none.
-    pub(crate) fn has_no_service(&self) -> bool {
+    /// The name of the peer that is there, if it has no channel, and had none.
+    pub(crate) fn lone_peer(&self) -> Option<String> {
         let inner = self.lock();
-        inner.parked.is_empty() && inner.channels.accepted() == 0
+        let is_first = inner.parked.is_empty() && inner.channels.accepted() == 0;
+        inner.peer.as_ref().filter(|_| is_first).map(|peer| peer.as_str().to_owned())
     }
 
     /// The peer's new channel leads to a service, over a socket of its own whose endpoint has this number.

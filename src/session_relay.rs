@@ -350,6 +350,11 @@ impl RelaySessionActor {
         services.for_each(|service| service.endpoint.do_send(StopEndpoint));
     }
 
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn relayed_services(&self) -> impl Iterator<Item = &Addr<UdpEndpointActor>> {
+        self.relay.iter().flat_map(|relay| relay.services.values()).map(|service| &service.endpoint)
+    }
+
     /// Counts what has become too old, so that statistics are up to date.
     pub(crate) fn expire_relayed(&self, now: Instant) {
         self.relay.iter().for_each(|relay| relay.paths.count_expired(now));
