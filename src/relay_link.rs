@@ -211,7 +211,7 @@ impl RelayLinkActor {
         }
         let Poll::Ready(end) = end else { return };
         match end {
-            ReadEnd::Closed => self.talk.lost(SideError::Lost("was closed by it".into())),
+            ReadEnd::Closed => self.talk.lost(SideError::Closed),
             ReadEnd::Broken(error) => self.talk.lost(broken("read from", &error)),
             // It has been said what was wrong.
             ReadEnd::Malformed => {}

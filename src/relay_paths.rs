@@ -9,7 +9,7 @@
 //!
 //! Whoever uses it lives on the same arbiter; the locks are there for `Arc`, nobody waits for them.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,7 +134,7 @@ struct Inner {
     /// Flows of local applications, with a channel or without, the newest last.
     own: Vec<Arc<ChannelPath>>,
     /// Flows of the peer's, by number, while it is gone.
-    parked: BTreeMap<u16, Arc<ChannelPath>>,
+    parked: HashMap<u16, Arc<ChannelPath>>,
     /// The local application that gets what the peer's own applications send; `None`: the newest.
     app: Option<UdpParty>,
 }
@@ -165,7 +165,7 @@ impl RelayPaths {
             pairings: 0,
             hold,
             own: Vec::new(),
-            parked: BTreeMap::new(),
+            parked: HashMap::new(),
             app: app.map(|to| UdpParty { to, from: None }),
         };
         let flow = Arc::new(Flow::turn(queue_bytes, max_age, counters.clone()));
@@ -237,7 +237,7 @@ impl RelayPaths {
         }
         let is_silent =
             |path: &ChannelPath| path.last_activity().is_none_or(|at| at + CHANNEL_LIFETIME <= now);
-        strangers.extend(inner.parked.extract_if(.., |_, path| is_silent(path)).map(|(_, path)| path));
+        strangers.extend(inner.parked.extract_if(|_, path| is_silent(path)).map(|(_, path)| path));
         inner.is_paired = true;
         inner.pairings += 1;
         let pairing = Pairing(inner.pairings);
@@ -361,6 +361,12 @@ impl RelayPaths {
             }
         }
         ended
+    }
+
+    /// Whether this is a flow of the peer's.
+    pub(crate) fn has(&self, path: &Arc<ChannelPath>) -> bool {
+        let inner = self.lock();
+        inner.channels.values().chain(inner.parked.values()).any(|known| Arc::ptr_eq(known, path))
     }
 
     /// Counts what has become too old since the last push, so that statistics are up to date.

@@ -50,7 +50,7 @@ fn two_that_only_call_out_are_joined_and_again_when_the_relay_was_killed() {
     }
     drop(first);
     let lost = near.event("peer_disconnected");
-    assert_eq!(lost["cause"], "broken", "{lost}");
+    assert!(["closed", "broken"].contains(&lost["cause"].as_str().unwrap()), "{lost}");
     let restarted = relay(at);
     let began = Instant::now();
     carried_again(&app, entry);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 fn message(kind: u8, id: TransactionId, seed: u8) -> Vec<u8> {
     let stray = TransactionId([seed; 12]);
     let challenge = Some(Challenge::new(REALM, NONCE));
-    let method = if seed % 2 == 0 { Method::JOIN } else { Method::REFRESH };
+    let method = if seed.is_multiple_of(2) { Method::JOIN } else { Method::REFRESH };
     let side = SideId::new(["a", "b", "c"][usize::from(seed % 3)]);
     match kind {
         0..=2 => {
