@@ -341,11 +341,8 @@ pub(crate) fn shared(config: &RelayConfig) -> Result<Shared, AccountsError> {
     if let Some(key) = &config.shared_key {
         accounts.set_shared_key(key.clone())?;
     }
-    let mut key = [0; 32];
-    let random = std::iter::repeat_with(stun::random_id).flat_map(|id| id.0);
-    key.iter_mut().zip(random).for_each(|(byte, random)| *byte = random);
     let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
-    Ok(Shared { accounts, nonces: NonceKey(key), max_lifetime, ids: stun::random_id })
+    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
 }
 
 /// When somebody is to come back, so that not all do at once.

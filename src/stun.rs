@@ -104,7 +104,6 @@ pub(crate) fn random_id() -> TransactionId {
 }
 
 /// 32 bytes from the same source: a key that nobody can guess.
-#[allow(dead_code, reason = "wired by the relay's actors")]
 pub(crate) fn random_key() -> [u8; 32] {
     let ids = [random_id(), random_id(), random_id()].map(|TransactionId(id)| id);
     *ids.as_flattened().first_chunk().expect("3 times 12 are 36")
