@@ -34,6 +34,7 @@ mod lines;
 mod passwords;
 mod plan;
 mod relay_args;
+mod tls_args;
 mod turn_args;
 mod values;
 
@@ -203,7 +204,8 @@ fn start_logging(common: &Common) {
 async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let open = open_to_anybody(&plan, hint);
     let (ends, mut end) = mpsc::channel(1);
-    let signals = Signals::new().map_err(|error| failed(format!("signal handlers: {error}")))?;
+    let signals =
+        Signals::new(plan.shows_files()).map_err(|error| failed(format!("signal handlers: {error}")))?;
     actix_rt::spawn(stop_on_signal(signals, ends.clone()));
     let lines = start_stdout(&ends).map_err(|error| failed(format!("starting a thread: {error}")))?;
 

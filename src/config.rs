@@ -14,16 +14,18 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use relay::RelayConfig;
 pub use remote::{HostPort, Remote, TurnListen, TurnRemote};
+pub use tls::{CertificateFiles, ClientTls, Pin, ServerCertificate, ServerTls};
 use turn::MAX_PERMIT;
 pub use turn::{AddressFamily, RelayedTransport, TcpListen, TurnConfig, UdpForward};
 pub use turn_server::TurnServer;
-pub use turn_uri::{TURN_PORT, TurnTransport, TurnUri};
+pub use turn_uri::{TURN_PORT, TURNS_PORT, TurnTransport, TurnUri};
 
 mod checks;
 mod duration;
 mod error;
 mod relay;
 mod remote;
+mod tls;
 mod turn;
 mod turn_server;
 mod turn_uri;
@@ -73,9 +75,15 @@ pub struct SessionConfig {
     /// The seed's `LocalTCPPort`: where to listen for peers; at most 16 addresses, port 0 is chosen by the system.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub local_tcp: Vec<SocketAddr>,
+    /// With `local_tcp`: peers must speak TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_tls: Option<ServerTls>,
     /// The seed's `RemoteTCPHost` and `RemoteTCPPort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// With a direct `remote`: speaks TLS to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTls>,
     /// Peers come through a TURN server too: the session has an allocation of its own there (RFC 6062).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn_listen: Option<TurnListen>,
@@ -167,7 +175,9 @@ impl SessionConfig {
             local_udp: None,
             udp_forward: None,
             local_tcp: Vec::new(),
+            listen_tls: None,
             remote: None,
+            tls: None,
             turn_listen: None,
             app: None,
             max_peers: None,
@@ -248,6 +258,7 @@ impl SessionConfig {
             return Err(self.invalid("local_tcp", "may hold at most 16 addresses"));
         }
         self.validate_remote()?;
+        self.validate_tls()?;
         self.validate_turn_listen()?;
         self.validate_app()?;
         self.validate_limits()
@@ -271,6 +282,25 @@ impl SessionConfig {
         } else {
             Err(self.invalid("bind", "and remote are of different families"))
         }
+    }
+
+    fn validate_tls(&self) -> Result<(), ConfigError> {
+        if let Some(tls) = &self.tls {
+            tls.check().map_err(|why| self.invalid("tls", why))?;
+            if matches!(self.remote, Some(Remote::Turn(_))) {
+                return Err(
+                    self.invalid("tls", "goes with a direct remote; a TURN server's is in its URI, turns:")
+                );
+            }
+        }
+        if let Some(tls) = &self.listen_tls {
+            tls.check().map_err(|why| self.invalid("listen_tls", why))?;
+            // Those who come through the server would get in without.
+            if self.turn_listen.is_some() {
+                return Err(self.invalid("listen_tls", "and turn_listen exclude each other"));
+            }
+        }
+        Ok(())
     }
 
     fn validate_turn_listen(&self) -> Result<(), ConfigError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use actix::prelude::*;
 use serde::Serialize;
 
-use crate::config::{ChildId, Remote};
+use crate::config::{ChildId, Pin, Remote};
 use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
@@ -66,7 +66,7 @@ pub enum Refusal {
     NotAllowed,
     /// `max_peers` are connected, none of them silent for long enough to be replaced.
     Full,
-    /// It sent nothing, and its place was needed.
+    /// It sent nothing, or did not finish its TLS handshake, and its place was needed.
     Silent,
     /// This side could not serve it: no UDP socket to be had.
     NoSocket,
@@ -88,6 +88,17 @@ pub enum EventKind {
     Listening {
         /// With the ports the system chose.
         local_tcp: Vec<SocketAddr>,
+    },
+    /// Peers that connect are shown a certificate of this key from now on: when the session starts to listen with TLS,
+    /// and when the certificate's files have changed.
+    CertificateShown {
+        /// What those who pin the key need.
+        pin: Pin,
+    },
+    /// The certificate's files have changed, but are no good: the old certificate stays.
+    CertificateKept {
+        /// Which file, and what is wrong with it.
+        error: String,
     },
     /// The session's state is another one now.
     StateChanged {
@@ -134,6 +145,16 @@ pub enum EventKind {
         peer: SocketAddr,
         /// Why.
         reason: Refusal,
+        /// How many others were turned away since the last such event.
+        more: u64,
+    },
+    /// A peer was turned away because its TLS handshake failed. At most one such event, or `PeerRefused`, a second;
+    /// the others are in `more`.
+    HandshakeFailed {
+        /// Who.
+        peer: SocketAddr,
+        /// What was wrong, in a sentence.
+        error: String,
         /// How many others were turned away since the last such event.
         more: u64,
     },
@@ -247,6 +268,10 @@ impl fmt::Display for EventKind {
                 write!(f, "listening on TCP")?;
                 local_tcp.iter().try_for_each(|addr| write!(f, " {addr}"))
             }
+            Self::CertificateShown { pin } => write!(f, "shows a certificate whose key has the pin {pin}"),
+            Self::CertificateKept { error } => {
+                write!(f, "the certificate's files have changed, but the old one stays: {error}")
+            }
             Self::StateChanged { state } => write!(f, "{state}"),
             Self::PeerConnected { link, peer } => write!(f, "link {link} connected with {peer}"),
             Self::PeerDisconnected { link, peer, detail, retry_in, .. } => {
@@ -256,8 +281,10 @@ impl fmt::Display for EventKind {
                 write!(f, "link {link} could not connect to {remote}: {error}{}", Retry(*retry_in))
             }
             Self::PeerRefused { peer, reason, more } => {
-                write!(f, "peer {peer} turned away: {}", reason.as_str())?;
-                if *more > 0 { write!(f, " (and {more} others)") } else { Ok(()) }
+                write!(f, "peer {peer} turned away: {}{}", reason.as_str(), More(*more))
+            }
+            Self::HandshakeFailed { peer, error, more } => {
+                write!(f, "peer {peer} turned away: {error}{}", More(*more))
             }
             Self::SourceAppeared { link, source } => {
                 write!(f, "application {source} is served by link {link}")
@@ -317,6 +344,14 @@ impl fmt::Display for Retry {
             Some(wait) => write!(f, "; next attempt in {:.1} s", wait.as_secs_f64()),
             None => Ok(()),
         }
+    }
+}
+
+struct More(u64);
+
+impl fmt::Display for More {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 > 0 { write!(f, " (and {} others)", self.0) } else { Ok(()) }
     }
 }
 

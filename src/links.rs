@@ -14,7 +14,6 @@ use actix::prelude::*;
 
 use crate::clock::now;
 use crate::config::Remote;
-use crate::dial::dial;
 use crate::event::{Cause, EventKind, Refusal};
 use crate::lane::{Lane, LinkId, UdpParty};
 use crate::link::{Ending, Part};
@@ -163,13 +162,8 @@ impl RelaySessionActor {
         link.lane.flow.set_max_age(self.config.connect_hold);
         let attempt = match remote {
             Remote::Direct(remote) => {
-                let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
-                let attempt = async move { dial(&remote, &options, timeout).await };
-                let attempt = attempt.into_actor(self).map(move |result, act, _| {
-                    let result = result.map(|(tcp, peer)| (tcp.into(), peer));
-                    act.dialed(id, result.map_err(|error| Ending::new(Cause::Broken, error.to_string())));
-                });
-                ctx.spawn(attempt)
+                let attempt = self.dial_direct(remote).into_actor(self);
+                ctx.spawn(attempt.map(move |result, act, _| act.dialed(id, result)))
             }
             Remote::Turn(remote) => {
                 let attempt = self.dial_turn(&remote, ctx).into_actor(self);

@@ -18,6 +18,7 @@ use crate::clock::{OncePerSecond, now};
 use crate::config::{ChildId, MAX_LISTENERS, Remote, SessionConfig};
 use crate::counters::{Counters, LiveCounters};
 use crate::event::{Cause, EventKind};
+use crate::handshakes::Handshakes;
 use crate::lane::LaneMaker;
 use crate::link::{Ending, Mortal, Obituary, Part};
 use crate::link_stream::Stream;
@@ -32,6 +33,7 @@ use crate::udp_io::UdpIo;
 
 pub use crate::lane::LinkId;
 pub use crate::sockopt::SocketError;
+pub use crate::tls::TlsError;
 pub use state::SessionState;
 
 pub(crate) mod admission;
@@ -89,7 +91,7 @@ pub struct SessionInfo {
     pub remote: Option<Remote>,
     /// Its links, by number.
     pub links: Vec<LinkInfo>,
-    /// Accepted connections that have sent nothing yet, or wait for a place.
+    /// Accepted connections that have sent nothing yet, are at their TLS handshake, or wait for a place.
     pub waiting: usize,
     /// What was carried and dropped since the session was first started, restarts included.
     pub counters: Counters,
@@ -167,6 +169,7 @@ pub struct RelaySessionActor {
     /// The link that is there from the beginning, peer or no peer; see `links.rs`.
     pub(crate) primary: Option<LinkId>,
     pub(crate) local: Option<LocalSocket>,
+    pub(crate) handshakes: Handshakes,
     pub(crate) lobby: Lobby,
     pub(crate) lobby_timer: Option<SpawnHandle>,
     pub(crate) listeners: Vec<Listener>,
@@ -209,6 +212,7 @@ impl RelaySessionActor {
             links: BTreeMap::new(),
             primary: None,
             local: None,
+            handshakes: Handshakes::default(),
             lobby: Lobby::default(),
             lobby_timer: None,
             listeners: Vec::new(),
@@ -327,7 +331,7 @@ impl RelaySessionActor {
             local_tcp: self.sockets.local_tcp(),
             remote: self.sockets.remote(),
             links: links.collect(),
-            waiting: self.lobby.len(),
+            waiting: self.handshakes.len() + self.lobby.len(),
             counters: self.sockets.totals.snapshot(),
         }
     }

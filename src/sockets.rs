@@ -13,6 +13,7 @@ use actix::prelude::Recipient;
 use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
+use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL};
 use crate::turn::{DatagramsReceived, SetGate};
 
 /// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
@@ -34,6 +35,8 @@ pub(crate) struct Wishes {
 pub(crate) struct Sockets {
     inner: Mutex<Inner>,
     wishes: Mutex<Wishes>,
+    /// Peers that connect must speak TLS; a certificate that was made here stays the same.
+    acceptor: Option<Acceptor>,
     pub(crate) totals: Arc<Totals>,
 }
 
@@ -52,9 +55,14 @@ struct Inner {
 }
 
 impl Sockets {
-    /// Binds what the session is configured to have.
+    /// Binds what the session is configured to have, and reads its certificates.
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
-        let sockets = Self::default();
+        if let Some(tls) = &config.tls {
+            // What is wrong with its files is better said now than by the first link.
+            Connector::new(tls, None)?;
+        }
+        let acceptor = config.listen_tls.as_ref().map(|tls| Acceptor::new(tls, DIRECT_PROTOCOL));
+        let sockets = Self { acceptor: acceptor.transpose()?, ..Self::default() };
         sockets.set_remote(config.remote.clone());
         sockets.set_turn_listen(config.turn_listen.clone());
         if config.remote.is_some() || config.turn_listen.is_some() {
@@ -105,6 +113,10 @@ impl Sockets {
     /// Where the child listens.
     pub(crate) fn local_tcp(&self) -> Vec<SocketAddr> {
         self.lock().listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<Acceptor> {
+        self.acceptor.clone()
     }
 
     pub(crate) fn listeners(&self) -> io::Result<Vec<TcpListener>> {

@@ -44,7 +44,8 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes until the flow is empty or the stream takes no more; is never ready but with an error.
+    /// Writes until the flow is empty or the stream takes no more; is never ready but with an error. What a stream
+    /// has taken but not sent (TLS) goes out before more frames are made of what may still grow too old.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -53,6 +54,14 @@ impl FrameWriter {
         now: Instant,
     ) -> Poll<io::Error> {
         for _ in 0..MAX_WRITES {
+            match Pin::new(&mut *stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => {
+                    self.backlog = true;
+                    return Poll::Pending;
+                }
+            }
             let max = if self.backlog { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
             let Poll::Ready(frames) = flow.poll_front(cx, now, max) else {
                 self.backlog = false;

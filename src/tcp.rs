@@ -25,6 +25,7 @@ use crate::link::{Ending, Obituary};
 use crate::link_stream::Stream;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
+use crate::tls::TlsError;
 use crate::udp_io::{Full, UdpIo};
 
 pub(crate) mod channel_data;
@@ -67,6 +68,8 @@ pub struct TcpPeerActor {
 struct Closing {
     cause: Cause,
     deadline: Pin<Box<Sleep>>,
+    /// Everything is sent but the stream's own end.
+    ending: bool,
 }
 
 impl TcpPeerActor {
@@ -91,8 +94,11 @@ impl TcpPeerActor {
     }
 
     fn close(&mut self, cause: Cause) {
-        self.closing
-            .get_or_insert_with(|| Closing { cause, deadline: Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)) });
+        self.closing.get_or_insert_with(|| Closing {
+            cause,
+            deadline: Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)),
+            ending: false,
+        });
     }
 
     /// Both halves, as far as they go for now; ready with the end of the connection.
@@ -101,7 +107,9 @@ impl TcpPeerActor {
         if let Poll::Ready(end) = self.poll_read(cx, now) {
             return Poll::Ready(end);
         }
-        if let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now) {
+        let is_ending = self.closing.as_ref().is_some_and(|closing| closing.ending);
+        if !is_ending && let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now)
+        {
             return Poll::Ready(broken("writing to", &error));
         }
         self.poll_closing(cx)
@@ -128,12 +136,14 @@ impl TcpPeerActor {
         let Some(closing) = &mut self.closing else { return Poll::Pending };
         let ending = Ending::new(closing.cause, told(closing.cause));
         let in_time = closing.deadline.as_mut().poll(cx).is_pending();
-        if in_time && !self.lane.flow.is_empty() {
+        if in_time && !closing.ending && !self.lane.flow.is_empty() {
             return Poll::Pending;
         }
-        // A plain socket's FIN needs no waiting; the error of a connection that is gone changes nothing.
-        let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
-        Poll::Ready(ending)
+        closing.ending = true;
+        // A plain socket's FIN needs no waiting, what TLS says before it may; the error of a connection that is gone
+        // changes nothing.
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
+        if in_time && ended.is_pending() { Poll::Pending } else { Poll::Ready(ending) }
     }
 
     fn finish(&mut self, mut ending: Ending) {
@@ -145,6 +155,11 @@ impl TcpPeerActor {
 }
 
 fn broken(doing: &str, error: &io::Error) -> Ending {
+    if let Some(error) = TlsError::within(error) {
+        // A server that does not like our certificate says so after the handshake (TLS 1.3).
+        let cause = if error.is_refusal() { Cause::Refused } else { Cause::Broken };
+        return Ending::new(cause, error.to_string());
+    }
     Ending::new(Cause::Broken, format!("{doing} the connection failed: {error}"))
 }
 

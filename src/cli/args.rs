@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::plan::{Plan, one_line};
 use super::relay_args::{RELAY_EXAMPLES, RelayArgs, in_flags as relay_in_flags};
+use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 use super::turn_args::{TURN_EXAMPLES, TURN_TCP_EXAMPLES, Through, Turn, TurnTcp, in_flags as turn_in_flags};
 use super::values::{Later, addr, allowed, delay, fwmark, interval, later, workers};
 use crate::passwords::Passwords;
@@ -39,6 +40,8 @@ Examples:
   actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
   actix-relay listen --tcp '[::]:443' --udp-forward 127.0.0.1:53 --max-peers 100
   actix-relay listen --tcp 0.0.0.0:4433 --udp 127.0.0.1:5000 --app 127.0.0.1:5001
+  With TLS, and a certificate whose pin is printed:
+    actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --tls-self-signed
   At the relayed address of a TURN server, which is printed:
     actix-relay listen --turn turn:turn.example.org --user alice --permit 192.0.2.7 \
         --udp-forward 127.0.0.1:51820";
@@ -48,6 +51,8 @@ Examples:
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820 --fwmark 0x6c --congestion bbr
   actix-relay connect --tcp '[2001:db8::1]:443' --udp-forward 127.0.0.1:53
+  With TLS to a server whose certificate this system's authorities vouch for, or whose key has this pin:
+    actix-relay connect --tcp vpn.example.org:443 --udp 127.0.0.1:51820 --tls [--tls-pin SHA256]
   Through a TURN server:
     actix-relay connect --turn turn:turn.example.org --user alice --tcp 192.0.2.7:4433 --udp 127.0.0.1:51820";
 
@@ -177,6 +182,8 @@ pub(super) struct Listen {
     #[arg(long, value_name = "N")]
     max_peers: Option<usize>,
     #[command(flatten)]
+    tls: ServerTlsArgs,
+    #[command(flatten)]
     through: Through,
     /// Who may come through the TURN server: at most 256 addresses
     #[arg(long, value_name = "IP", num_args = 1.., requires = "turn")]
@@ -197,6 +204,8 @@ pub(super) struct Connect {
     /// Forget an application that has been silent for this long [default: 300s]
     #[arg(long, value_name = "DURATION", value_parser = delay, conflicts_with_all = ["udp_forward", "turn"])]
     source_idle: Option<Duration>,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
     #[command(flatten)]
     through: Through,
 }
@@ -220,6 +229,11 @@ impl Cli {
             }
             (Command::Relay(_), Common { bind: Some(_), .. }) => {
                 Err("--bind is for outgoing connections, relay makes none: --tcp says where it listens"
+                    .into())
+            }
+            (Command::Listen(listen), _) if listen.through.is_given() && listen.tls.is_given() => {
+                Err("listen speaks TLS to those who come to --tcp, not to those who come by --turn: one or \
+                     the other"
                     .into())
             }
             (Command::Turn(_) | Command::TurnTcp(_) | Command::Relay(_), Common { app: Some(_), .. }) => {
@@ -311,6 +325,7 @@ impl Listen {
         session.local_tcp = self.tcp;
         session.allow = self.allow;
         session.max_peers = self.max_peers;
+        session.listen_tls = self.tls.tls()?;
         let server = self.through.server(passwords)?;
         session.turn_listen = server.map(|server| TurnListen::new(server, self.permit));
         common.plan(session, &self.udp)
@@ -318,7 +333,8 @@ impl Listen {
 }
 
 impl Connect {
-    pub(super) fn plan(self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+    pub(super) fn plan(mut self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+        let believe = self.through.believed_otherwise();
         let to = self.tcp.map_err(|error| format!("--tcp: {error}"))?;
         let remote = match self.through.server(passwords)? {
             None => Remote::Direct(to),
@@ -329,6 +345,7 @@ impl Connect {
             }
         };
         let mut session = SessionConfig::connect("connect", remote);
+        session.tls = self.tls.tls(believe)?;
         session.max_sources = self.max_sources.unwrap_or(session.max_sources);
         session.source_idle = self.source_idle.unwrap_or(session.source_idle);
         common.plan(session, &self.udp)

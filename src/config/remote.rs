@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::turn_uri::without_user;
-use super::{ConfigError, TurnServer, TurnUri};
+use super::{ClientTls, ConfigError, TurnServer, TurnUri};
 use crate::credentials::Secret;
 
 /// A host name or address, and a port: `vpn.example.org:443`, `192.0.2.1:443`, `[2001:db8::1]:443`.
@@ -48,7 +48,8 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |why| ConfigError::HostPort { text: without_user(text), why };
-        if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("turn:")) {
+        let starts = |with: &str| text.get(..with.len()).is_some_and(|it| it.eq_ignore_ascii_case(with));
+        if starts("turn:") || starts("turns:") {
             return Err(bad("a TURN server is named apart, beside its peer's address"));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("expected HOST:PORT"))?;
@@ -167,9 +168,9 @@ impl<'de> Visitor<'de> for TextOrTable {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Remote, M::Error> {
-        let TurnTable { turn, user, password, trust_unsealed_bind, peer } =
+        let TurnTable { turn, user, password, trust_unsealed_bind, tls, peer } =
             TurnTable::deserialize(MapAccessDeserializer::new(map))?;
-        let server = TurnServer::from_fields(turn, user, password, trust_unsealed_bind);
+        let server = TurnServer::from_fields(turn, user, password, trust_unsealed_bind, tls);
         Ok(TurnRemote::new(server.map_err(M::Error::custom)?, peer).into())
     }
 }
@@ -183,6 +184,8 @@ struct TurnTable {
     password: Option<Secret>,
     #[serde(default)]
     trust_unsealed_bind: bool,
+    #[serde(default)]
+    tls: ClientTls,
     peer: SocketAddr,
 }
 
