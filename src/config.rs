@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use relay::RelayConfig;
+pub use relay_remote::RelayRemote;
 pub use remote::{HostPort, Remote, TurnListen, TurnRemote};
 pub use tls::{CertificateFiles, ClientTls, Pin, ServerCertificate, ServerTls};
 use turn::MAX_PERMIT;
@@ -24,6 +25,7 @@ mod checks;
 mod duration;
 mod error;
 mod relay;
+mod relay_remote;
 mod remote;
 mod tls;
 mod turn;
@@ -95,7 +97,8 @@ pub struct SessionConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_peers: Option<usize>,
     /// With `remote` and `local_udp`: how many applications may send at once, each over a TCP connection of
-    /// its own; 1 to 65,536, default 64. With 1, and always without `remote`, the newest
+    /// its own, or through a relay over a channel of its own; 1 to 65,536, default 64. At a relay it bounds what the
+    /// far side opens too: its applications, each with a socket of its own towards `udp_forward`. With 1, and always without `remote`, the newest
     /// application takes the place of the one before, at most once a second. Counts as 1 with [`Remote::Turn`]: a
     /// server makes one connection to a peer (446, RFC 6062 §5.2).
     #[serde(default = "defaults::max_sources")]
@@ -225,7 +228,7 @@ impl SessionConfig {
     /// as without `remote`: told by messages only, or called, which is the seed's way.
     pub fn source_limit(&self) -> usize {
         match &self.remote {
-            Some(Remote::Direct(_)) => self.max_sources,
+            Some(Remote::Direct(_) | Remote::Relay(_)) => self.max_sources,
             Some(Remote::Turn(_)) | None => 1,
         }
     }
@@ -276,6 +279,16 @@ impl SessionConfig {
                 to.server.check(RelayedTransport::Tcp).map_err(|why| self.invalid("remote.turn", why))?;
                 &to.server.uri.host
             }
+            Some(Remote::Relay(to)) => {
+                to.check().map_err(|(field, why)| self.invalid(field, why))?;
+                if !self.local_tcp.is_empty() || self.turn_listen.is_some() {
+                    return Err(self.invalid(
+                        "remote",
+                        "at a relay excludes local_tcp and turn_listen: the peer comes through the relay",
+                    ));
+                }
+                &to.relay.host
+            }
         };
         if checks::bind(self.bind, host) {
             Ok(())
@@ -291,6 +304,9 @@ impl SessionConfig {
                 return Err(
                     self.invalid("tls", "goes with a direct remote; a TURN server's is in its URI, turns:")
                 );
+            }
+            if matches!(self.remote, Some(Remote::Relay(_))) {
+                return Err(self.invalid("tls", "goes with a direct remote; a relay's is in remote"));
             }
         }
         if let Some(tls) = &self.listen_tls {

@@ -12,9 +12,11 @@ use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
 pub use relay::{JoinRefusal, LeaveCause, RelayEvent};
+pub use side::SideEvent;
 pub use turn::{TurnEvent, TurnState};
 
 mod relay;
+mod side;
 mod turn;
 
 /// Something that happened to a supervised session, TURN client or relay. Subscribers receive it as a message; its `Display` is
@@ -53,6 +55,12 @@ pub enum Cause {
     Told,
     /// The server refused: wrong credentials, quota, an address it does not serve. It is asked again, slowly.
     Refused,
+    /// At a relay another session, or a later connection, has come with the same name for its side.
+    Superseded,
+    /// The relay restarts, and has said when to come back.
+    Restarting,
+    /// The relay sends to another one, which is called at once.
+    Redirected,
     /// A bug: its actor panicked.
     Panicked,
 }
@@ -240,6 +248,9 @@ pub enum EventKind {
     /// Something that happened to a TURN client: see [`TurnEvent`].
     #[serde(untagged)]
     Turn(TurnEvent),
+    /// Something that happened between a session and its relay: see [`SideEvent`].
+    #[serde(untagged)]
+    Side(SideEvent),
     /// Something that happened to a relay: see [`RelayEvent`].
     #[serde(untagged)]
     Relay(RelayEvent),
@@ -307,6 +318,7 @@ impl fmt::Display for EventKind {
             Self::SessionStopped => write!(f, "stopped"),
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
             Self::Turn(event) => event.fmt(f),
+            Self::Side(event) => event.fmt(f),
             Self::Relay(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
@@ -369,6 +381,10 @@ impl Refusal {
 /// Also for the times in other messages.
 pub(crate) fn as_rfc3339<S: serde::Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_millis(*at))
+}
+
+fn seconds<S: serde::Serializer>(wait: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    wait.as_secs_f64().serialize(to)
 }
 
 fn as_seconds<S: serde::Serializer>(wait: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {

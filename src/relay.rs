@@ -36,6 +36,7 @@ use nonce::NonceKey;
 
 pub(crate) mod accounts;
 pub(crate) mod attributes;
+pub(crate) mod channels;
 mod checks;
 pub(crate) mod connection;
 pub(crate) mod directory;
@@ -44,6 +45,7 @@ pub(crate) mod lobby;
 pub(crate) mod messages;
 mod nonce;
 pub(crate) mod runs;
+pub(crate) mod side;
 
 /// Sides that are told to come back do so within this time, each at a moment of its own.
 const RETRY_MIN: Duration = Duration::from_millis(200);

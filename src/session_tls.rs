@@ -76,7 +76,8 @@ impl RelaySessionActor {
     }
 }
 
-fn failed(error: TlsError) -> Ending {
+/// What a failed handshake, or a file that is no good, is to a link.
+pub(crate) fn failed(error: TlsError) -> Ending {
     let cause = if error.is_refusal() { Cause::Refused } else { Cause::Broken };
     Ending::new(cause, error.to_string())
 }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::clock::now;
 use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
-use crate::link::{Ending, Mortal, Part};
+use crate::link::{Ending, Mortal, Part, Wait};
 use crate::relay::connection::Shared;
 use crate::relay::{self, RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
@@ -294,7 +294,10 @@ impl SupervisorActor {
         }
         let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
             let history = slot.restarts.entry(who.part).or_default();
-            history.ended(now(), outcome, fastrand::f64(), &limits)
+            match (history.ended(now(), outcome, fastrand::f64(), &limits), ending.wait) {
+                (Verdict::After(wait), Wait::AtLeast(least)) => Verdict::After(wait.max(least)),
+                (verdict, _) => verdict,
+            }
         });
         if verdict.is_none() {
             slot.restarts.remove(&who.part);
@@ -355,15 +358,21 @@ impl SupervisorActor {
 
 /// Whether, and after what, the part is to be started again.
 fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
-    if !who.again {
+    if !who.again || ending.wait == Wait::ForEver {
         return None;
     }
     match ending.cause {
         Cause::Panicked => Some(Outcome::Panicked),
-        Cause::Refused => Some(Outcome::Refused { proven: ending.proven }),
-        Cause::Closed | Cause::Broken | Cause::UnfinishedFrame | Cause::UdpStuck => {
-            Some(Outcome::Failed { proven: ending.proven })
-        }
+        Cause::Refused if ending.wait == Wait::ByCause => Some(Outcome::Refused { proven: ending.proven }),
+        // However well it worked before: whoever took its place may be taken its place again.
+        Cause::Superseded => Some(Outcome::Refused { proven: false }),
+        Cause::Closed
+        | Cause::Broken
+        | Cause::UnfinishedFrame
+        | Cause::UdpStuck
+        | Cause::Refused
+        | Cause::Restarting
+        | Cause::Redirected => Some(Outcome::Failed { proven: ending.proven }),
         Cause::Told | Cause::Replaced | Cause::Forgotten => None,
     }
 }

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use actix::prelude::Recipient;
 
 use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
+use crate::stun;
 use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL};
 use crate::turn::{DatagramsReceived, SetGate};
 
@@ -37,6 +38,8 @@ pub(crate) struct Sockets {
     wishes: Mutex<Wishes>,
     /// Peers that connect must speak TLS; a certificate that was made here stays the same.
     acceptor: Option<Acceptor>,
+    /// INSTANCE: what a relay tells this session from others by.
+    instance: OnceLock<[u8; 8]>,
     pub(crate) totals: Arc<Totals>,
 }
 
@@ -57,7 +60,11 @@ struct Inner {
 impl Sockets {
     /// Binds what the session is configured to have, and reads its certificates.
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
-        if let Some(tls) = &config.tls {
+        let relay_tls = match &config.remote {
+            Some(Remote::Relay(relay)) => relay.tls.as_ref(),
+            _ => None,
+        };
+        if let Some(tls) = config.tls.as_ref().or(relay_tls) {
             // What is wrong with its files is better said now than by the first link.
             Connector::new(tls, None)?;
         }
@@ -113,6 +120,12 @@ impl Sockets {
     /// Where the child listens.
     pub(crate) fn local_tcp(&self) -> Vec<SocketAddr> {
         self.lock().listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Random, and the same for all lives of the session.
+    pub(crate) fn instance(&self) -> [u8; 8] {
+        let random = || *stun::random_id().0.first_chunk().expect("it has 12 bytes");
+        *self.instance.get_or_init(random)
     }
 
     pub(crate) fn acceptor(&self) -> Option<Acceptor> {

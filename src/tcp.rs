@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -163,7 +163,8 @@ fn broken(doing: &str, error: &io::Error) -> Ending {
     Ending::new(Cause::Broken, format!("{doing} the connection failed: {error}"))
 }
 
-fn told(cause: Cause) -> &'static str {
+/// Why somebody ended a connection that could have gone on.
+pub(crate) fn told(cause: Cause) -> &'static str {
     match cause {
         Cause::Replaced => "a newer connection took its place",
         Cause::Forgotten => "its application is silent",
@@ -233,7 +234,7 @@ impl FrameSink for UdpSender {
         counters.dropped(DropReason::SendFailed, sent.failed);
         if sent.refused > 0 {
             counters.dropped(DropReason::ServiceUnreachable, sent.refused);
-            report_unreachable(&self.lane, &self.reporter, party.to);
+            report_unreachable(&self.lane.unreachable, &self.reporter, party.to);
         }
         let taken = match framing::first_datagram(&bytes[sent.used..]) {
             None => Taken::All,
@@ -258,8 +259,8 @@ impl FrameSink for UdpSender {
 }
 
 /// Says once that the service answers "port unreachable", until it has answered otherwise.
-pub(crate) fn report_unreachable(lane: &Lane, reporter: &Reporter, service: SocketAddr) {
-    if !lane.unreachable.swap(true, Relaxed) {
+pub(crate) fn report_unreachable(known: &AtomicBool, reporter: &Reporter, service: SocketAddr) {
+    if !known.swap(true, Relaxed) {
         reporter.report(EventKind::ServiceUnreachable { service });
     }
 }

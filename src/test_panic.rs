@@ -5,7 +5,9 @@ use actix::prelude::*;
 use crate::links::Phase;
 use crate::relay::TcpRelayActor;
 use crate::relay_desk::Told;
+use crate::relay_link::RelayLinkActor;
 use crate::session::{LinkId, RelaySessionActor};
+use crate::session_relay::Carrier;
 use crate::supervisor::SupervisorActor;
 use crate::tcp::TcpPeerActor;
 use crate::turn::TurnClientActor;
@@ -69,11 +71,11 @@ impl Handler<PanicIn> for RelaySessionActor {
                 let endpoint = self.links.get(&link).and_then(|link| link.service.as_ref());
                 endpoint.into_iter().for_each(|(_, endpoint)| endpoint.do_send(Panic));
             }
-            PanicIn::Link(link) => {
-                if let Some(Phase::Up { actor, .. }) = self.links.get(&link).map(|link| &link.phase) {
-                    actor.do_send(Panic);
-                }
-            }
+            PanicIn::Link(link) => match self.links.get(&link).map(|link| &link.phase) {
+                Some(Phase::Up { carrier: Carrier::Peer(actor), .. }) => actor.do_send(Panic),
+                Some(Phase::Up { carrier: Carrier::Relay(actor, _), .. }) => actor.do_send(Panic),
+                _ => {}
+            },
         }
     }
 }
@@ -90,4 +92,4 @@ macro_rules! panics {
     )*};
 }
 
-panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, TcpRelayActor);
+panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, RelayLinkActor, TcpRelayActor);

@@ -26,6 +26,8 @@ mod verify;
 
 /// The protocol between two sessions, RFC 4571 frames.
 pub(crate) const DIRECT_PROTOCOL: &[u8] = b"actix-relay-direct/1";
+/// The protocol between a side and its relay.
+pub(crate) const RELAY_PROTOCOL: &[u8] = b"actix-relay/1";
 /// A handshake may take this long.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client may send before its handshake is over.

@@ -140,22 +140,34 @@ impl User {
 
     fn credentials(self, passwords: &dyn Passwords) -> Result<Option<UserPassword>, String> {
         let Some(user) = self.user else { return Ok(None) };
-        let user = user.expose();
-        let password = match (self.password_file, self.password_env) {
-            (Some(file), _) => passwords.in_file(&file).map_err(|why| format!("--password-file: {why}"))?,
-            (None, Some(variable)) => {
-                passwords.in_environment(&variable).map_err(|why| format!("--password-env: {why}"))?
-            }
-            (None, None) if user.contains(':') => {
-                return user.parse().map(Some).map_err(|error: ConfigError| format!("--user: {error}"));
-            }
-            (None, None) => passwords.in_environment(PASSWORD_VARIABLE).map_err(|why| {
-                let elsewhere = "--password-file, --password-env or --user NAME:PASSWORD";
-                format!("--user needs a password: {why}; or give it by {elsewhere}")
-            })?,
-        };
-        Ok(Some(UserPassword::new(user, password)))
+        account(&user, self.password_file, self.password_env, PASSWORD_VARIABLE, passwords).map(Some)
     }
+}
+
+/// User name and password; the latter from the named file, the named environment variable, behind the user's last colon
+/// or from `variable`.
+pub(super) fn account(
+    user: &Secret,
+    password_file: Option<PathBuf>,
+    password_env: Option<String>,
+    variable: &str,
+    passwords: &dyn Passwords,
+) -> Result<UserPassword, String> {
+    let user = user.expose();
+    let password = match (password_file, password_env) {
+        (Some(file), _) => passwords.in_file(&file).map_err(|why| format!("--password-file: {why}"))?,
+        (None, Some(variable)) => {
+            passwords.in_environment(&variable).map_err(|why| format!("--password-env: {why}"))?
+        }
+        (None, None) if user.contains(':') => {
+            return user.parse().map_err(|error: ConfigError| format!("--user: {error}"));
+        }
+        (None, None) => passwords.in_environment(variable).map_err(|why| {
+            let elsewhere = "--password-file, --password-env or --user NAME:PASSWORD";
+            format!("--user needs a password: {why}; or give it by {elsewhere}")
+        })?,
+    };
+    Ok(UserPassword::new(user, password))
 }
 
 impl Through {
