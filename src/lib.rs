@@ -86,6 +86,7 @@ mod link_stream;
 mod links;
 mod listen;
 mod relay_accept;
+mod relay_arrival;
 mod relay_conn;
 mod relay_desk;
 mod relay_link;
