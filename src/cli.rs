@@ -147,6 +147,15 @@ fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
     Some(format!("{open}: whoever reaches the port reaches the service; limit it with {hint}"))
 }
 
+/// What is to be said to somebody whose relay is plain.
+fn without_tls(plan: &Plan) -> Option<String> {
+    let name = &plan.plain_relay()?.name;
+    Some(format!(
+        "relay '{name}' listens without TLS: passwords are safe, but whoever is in between sees and may forge \
+         everything else"
+    ))
+}
+
 fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
@@ -204,7 +213,7 @@ fn start_logging(common: &Common) {
 }
 
 async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
-    let open = open_to_anybody(&plan, hint);
+    let warnings = [open_to_anybody(&plan, hint), without_tls(&plan)];
     let (ends, mut end) = mpsc::channel(1);
     let signals =
         Signals::new(plan.shows_files()).map_err(|error| failed(format!("signal handlers: {error}")))?;
@@ -227,9 +236,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
         house.close().await;
         return Err(failure);
     }
-    if let Some(open) = open {
-        to_stderr("warning", &open);
-    }
+    warnings.iter().flatten().for_each(|warning| to_stderr("warning", warning));
     actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
     let end = end.recv().await;
     house.close().await;

@@ -48,6 +48,10 @@
 //! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
 //! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream).
 //!
+//! *The seeds*, in the documentation of single items, are the two descriptions that this crate follows: wodVPN's
+//! TCPHandler, which is a session here, and the observer of icey's TURN client. What stands for something of theirs
+//! names it.
+//!
 //! # What it does not do
 //!
 //! Without [`tls`](config::SessionConfig::tls) the stream is neither encrypted nor authenticated: whoever reaches a
@@ -82,6 +86,7 @@ mod link_stream;
 mod links;
 mod listen;
 mod relay_accept;
+mod relay_arrival;
 mod relay_conn;
 mod relay_desk;
 mod relay_link;

@@ -20,7 +20,8 @@ use crate::event::{Cause, EventKind, JoinRefusal, LeaveCause, RelayEvent};
 use crate::link::{Ending, Mortal, Obituary};
 use crate::listen::Listener;
 use crate::relay_accept::Accept;
-use crate::relay_conn::{ConnectionEnded, JoinWanted, SideLeaves, cause_of};
+use crate::relay_arrival::{ConnectionEnded, HandshakeFailed};
+use crate::relay_conn::{JoinWanted, SideLeaves, cause_of};
 use crate::relay_desk::{Desk, Meeting, Told, Way};
 use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
@@ -172,6 +173,9 @@ impl TcpRelayActor {
         let listeners: Result<_, _> = listeners.into_iter().map(Listener::new).collect();
         self.listeners = listeners.map_err(failed)?;
         self.report(RelayEvent::RelayStarted { local_tcp: self.sockets.local_tcp() });
+        if let Some(acceptor) = self.sockets.acceptor() {
+            self.reporter.report(EventKind::CertificateShown { pin: acceptor.pin() });
+        }
         Ok(())
     }
 
@@ -343,11 +347,8 @@ pub(crate) fn shared(config: &RelayConfig) -> Result<Shared, AccountsError> {
     if let Some(key) = &config.shared_key {
         accounts.set_shared_key(key.clone())?;
     }
-    let mut key = [0; 32];
-    let random = std::iter::repeat_with(stun::random_id).flat_map(|id| id.0);
-    key.iter_mut().zip(random).for_each(|(byte, random)| *byte = random);
     let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
-    Ok(Shared { accounts, nonces: NonceKey(key), max_lifetime, ids: stun::random_id })
+    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
 }
 
 /// When somebody is to come back, so that not all do at once.
@@ -411,6 +412,18 @@ impl Handler<JoinWanted> for TcpRelayActor {
 
     fn handle(&mut self, message: JoinWanted, _: &mut Self::Context) {
         self.join(message);
+    }
+}
+
+impl Handler<HandshakeFailed> for TcpRelayActor {
+    type Result = ();
+
+    fn handle(&mut self, message: HandshakeFailed, _: &mut Self::Context) {
+        let HandshakeFailed { peer, error } = message;
+        if let Some(more) = self.refusals.pass(now()) {
+            let error = error.to_string();
+            self.reporter.report(EventKind::HandshakeFailed { peer, error, more });
+        }
     }
 }
 

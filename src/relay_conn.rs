@@ -1,4 +1,4 @@
-//! One connection of a relay: a future on one thread from the accept to the end.
+//! One connection of a relay: a future on one thread, from its first byte to its end.
 //!
 //! What it reads goes two ways: STUN messages to the pure core (`relay/connection.rs`), whole runs of ChannelData,
 //! copied once, straight into the peer's queue. What others have put into its own queue it writes. It never waits for
@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 use actix::prelude::*;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clock::now;
@@ -24,14 +23,11 @@ use crate::datagrams::Batch;
 use crate::event::LeaveCause;
 use crate::link_stream::Stream;
 use crate::relay::TcpRelayActor;
-use crate::relay::connection::{
-    CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output, Shared,
-};
+use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output};
 use crate::relay::directory::{ConnectionKey, Newcomer, Refused};
 use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
 use crate::relay::runs::{self, Run};
 use crate::relay_desk::{Desk, Meeting, Told, Way};
-use crate::sockopt;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 
 /// A message begun has this long; and a side that takes none of its answers.
@@ -57,86 +53,9 @@ pub(crate) struct SideLeaves {
     pub(crate) ending: Ending,
 }
 
-/// It is gone.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct ConnectionEnded {
-    pub(crate) key: ConnectionKey,
-    pub(crate) cause: LeaveCause,
-}
-
-/// Tells the relay's actor of a connection's end, whatever ended it.
+/// See the file's head. Its output is why it ended.
 #[derive(Debug)]
-struct Farewell {
-    key: ConnectionKey,
-    cause: LeaveCause,
-    relay: Addr<TcpRelayActor>,
-}
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        let cause = if std::thread::panicking() { LeaveCause::Panicked } else { self.cause };
-        // One message for each connection that lived, so the mailbox's capacity need not bound it.
-        self.relay.do_send(ConnectionEnded { key: self.key, cause });
-    }
-}
-
-/// A connection that has just been accepted, on its way to its thread.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    tcp: std::net::TcpStream,
-    desk: Arc<Desk>,
-    config: Arc<RelayConfig>,
-    core: Connection,
-    farewell: Farewell,
-}
-
-impl Arrival {
-    pub(crate) fn new(
-        tcp: std::net::TcpStream,
-        desk: Arc<Desk>,
-        config: Arc<RelayConfig>,
-        shared: Arc<Shared>,
-        relay: Addr<TcpRelayActor>,
-        accepted: Instant,
-    ) -> Self {
-        let core = Connection::new(accepted, desk.key.0, desk.peer, shared);
-        // Where its thread is gone, or ends, nobody says anything else.
-        let farewell = Farewell { key: desk.key, cause: LeaveCause::Restarting, relay };
-        Self { tcp, desk, config, core, farewell }
-    }
-
-    /// The whole life of the connection. To be called on the thread where it is to stay.
-    pub(crate) async fn serve(self) {
-        let Self { tcp, desk, config, core, mut farewell } = self;
-        farewell.cause = match TcpStream::from_std(tcp) {
-            Err(error) => {
-                tracing::warn!(peer = %desk.peer, %error, "cannot serve a connection");
-                LeaveCause::Broken
-            }
-            Ok(tcp) => {
-                if let Err(error) = sockopt::tune_tcp(&tcp) {
-                    // It has gone already; whoever reads will find out.
-                    tracing::debug!(peer = %desk.peer, %error, "tuning an accepted connection");
-                }
-                let relay = farewell.relay.clone();
-                let side = Side { core, desk, config, relay, way: None, seen: 0, now: now(), ended: None };
-                RelayConnection {
-                    stream: tcp.into(),
-                    reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
-                    writer: FrameWriter::default(),
-                    side,
-                    timer: None,
-                    closing: None,
-                }
-                .await
-            }
-        };
-    }
-}
-
-#[derive(Debug)]
-struct RelayConnection {
+pub(crate) struct RelayConnection {
     stream: Stream,
     reader: FrameReader,
     writer: FrameWriter,
@@ -171,6 +90,23 @@ impl Future for RelayConnection {
 }
 
 impl RelayConnection {
+    pub(crate) fn new(
+        stream: Stream,
+        core: Connection,
+        desk: Arc<Desk>,
+        config: Arc<RelayConfig>,
+        relay: Addr<TcpRelayActor>,
+    ) -> Self {
+        Self {
+            stream,
+            reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
+            writer: FrameWriter::default(),
+            side: Side { core, desk, config, relay, way: None, seen: 0, now: now(), ended: None },
+            timer: None,
+            closing: None,
+        }
+    }
+
     /// Orders, both halves of the stream, and the clock, as far as they go for now. Ready where the connection is gone;
     /// pending, with `closing` set, where it is to be closed in order.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<LeaveCause> {

@@ -14,7 +14,7 @@ use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
 use crate::stun;
-use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL};
+use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL, RELAY_PROTOCOL};
 use crate::turn::{DatagramsReceived, SetGate};
 
 /// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
@@ -94,9 +94,10 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Binds what a relay is configured to have.
+    /// Binds what a relay is configured to have, and reads its certificates.
     pub(crate) fn open_relay(config: &RelayConfig) -> Result<Self, SocketError> {
-        let sockets = Self::default();
+        let acceptor = config.tls.as_ref().map(|tls| Acceptor::new(tls, RELAY_PROTOCOL));
+        let sockets = Self { acceptor: acceptor.transpose()?, ..Self::default() };
         sockets.listen(&config.local_tcp, &TcpOptions::from(config))?;
         Ok(sockets)
     }

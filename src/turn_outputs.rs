@@ -133,6 +133,7 @@ impl TurnClientActor {
             Output::Attempt { key, connection, peer } => {
                 self.attempt(key, ConnectionId(connection), peer, ctx)
             }
+            Output::AttemptRefused { peer } => self.refuse_attempt(peer),
             Output::Dial { key } => self.dial_data(key, ctx),
             Output::Bound { key, connection, peer } => self.bound(key, ConnectionId(connection), peer, ctx),
             Output::ConnectionFailed { key, peer, error } => self.connection_failed(key, peer, error),
@@ -217,6 +218,14 @@ impl TurnClientActor {
             (None, Some(streams), _) => streams.do_send(RelayConnectionAccepted { stream }),
             (None, None, Some(to)) => self.forward_stream(stream, to, ctx),
             (None, None, None) => {}
+        }
+    }
+
+    /// Tells of one a second: who is turned away may come again at once.
+    fn refuse_attempt(&mut self, peer: SocketAddr) {
+        if let Some(more) = self.refused_attempts.pass(now()) {
+            tracing::warn!(%peer, more, "there are too many relay connections, or too many wait for the gate");
+            self.report(TurnEvent::PeerConnectionRejected { peer });
         }
     }
 

@@ -108,37 +108,52 @@ impl Intake {
     }
 }
 
-/// A local socket whose applications all send to one TURN peer. The newest of them gets what the peer sends.
+/// A local socket whose application sends to one TURN peer: the server has one way to it, so one is served at a time.
 #[derive(Debug)]
 pub(crate) struct Forward {
     path: Arc<PeerPath>,
     /// What events call it.
     link: LinkId,
     taken_over: OncePerSecond,
+    refused: OncePerSecond,
 }
 
 impl Forward {
     pub(crate) fn new(path: Arc<PeerPath>, link: LinkId) -> Self {
-        Self { path, link, taken_over: OncePerSecond::default() }
+        let (taken_over, refused) = Default::default();
+        Self { path, link, taken_over, refused }
     }
 
-    /// An application has sent; says what is new about that. One that takes the place of another does so at most
-    /// once a second: two that both send must not flood everybody with news.
-    fn hear(&mut self, now: Instant, party: UdpParty) -> Vec<EventKind> {
+    fn take(&mut self, now: Instant, party: UdpParty, received: Received<'_>, reporter: &Reporter) {
+        let (is_served, news) = self.hear(now, party);
+        news.into_iter().for_each(|event| reporter.report(event));
+        if is_served {
+            self.path.send(now, received);
+        } else {
+            self.path.refuse(received.count());
+        }
+    }
+
+    /// An application has sent; says whether it is served, and what is new about that. One that takes the place of
+    /// another does so at most once a second: two that both send must not flood everybody with news.
+    fn hear(&mut self, now: Instant, party: UdpParty) -> (bool, Vec<EventKind>) {
         let (link, source) = (self.link, party.to);
         let appeared = EventKind::SourceAppeared { link, source };
         let news = match self.path.application() {
-            Some(known) if known == party => return Vec::new(),
+            Some(known) if known == party => return (true, Vec::new()),
             // The same, which writes to another of our addresses.
             Some(known) if known.to == source => Vec::new(),
             None => vec![appeared],
             Some(known) if self.taken_over.pass(now).is_some() => {
                 vec![EventKind::SourceForgotten { link, source: known.to }, appeared]
             }
-            Some(_) => return Vec::new(),
+            Some(_) => {
+                let refused = self.refused.pass(now).map(|more| EventKind::SourceRefused { source, more });
+                return (false, refused.into_iter().collect());
+            }
         };
         self.path.set_application(Some(party));
-        news
+        (true, news)
     }
 }
 
@@ -298,10 +313,7 @@ impl UdpEndpointActor {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
                 }
-                Intake::Forward(forward) => {
-                    forward.hear(now, source).into_iter().for_each(|event| reporter.report(event));
-                    forward.path.send(now, received);
-                }
+                Intake::Forward(forward) => forward.take(now, source, received, reporter),
                 Intake::Relayed(applications) => applications.take(now, source, received),
                 Intake::RelayedService(path) => {
                     path.send(now, received);
@@ -408,14 +420,17 @@ mod tests {
         let party = |port: u16| UdpParty { to: SocketAddr::from(([127, 0, 0, 1], port)), from: None };
         let appeared = |port| EventKind::SourceAppeared { link, source: party(port).to };
         let forgotten = |port| EventKind::SourceForgotten { link, source: party(port).to };
-        assert_eq!(forward.hear(start, party(1)), [appeared(1)]);
-        assert_eq!(forward.hear(start, party(1)), []);
-        assert_eq!(forward.hear(start, party(2)), [forgotten(1), appeared(2)]);
-        assert_eq!(forward.hear(start + Duration::from_millis(999), party(1)), []);
+        let refused = |more| EventKind::SourceRefused { source: party(1).to, more };
+        assert_eq!(forward.hear(start, party(1)), (true, vec![appeared(1)]));
+        assert_eq!(forward.hear(start, party(1)), (true, vec![]));
+        assert_eq!(forward.hear(start, party(2)), (true, vec![forgotten(1), appeared(2)]));
+        assert_eq!(forward.hear(start, party(1)), (false, vec![refused(0)]));
+        assert_eq!(forward.hear(start + Duration::from_millis(999), party(1)), (false, vec![]));
         assert_eq!(path.application(), Some(party(2)));
-        assert_eq!(forward.hear(start + Duration::from_secs(1), party(1)), [forgotten(2), appeared(1)]);
+        let later = start + Duration::from_secs(1);
+        assert_eq!(forward.hear(later, party(1)), (true, vec![forgotten(2), appeared(1)]));
         let to_another_address = UdpParty { from: Some([127, 0, 0, 2].into()), ..party(1) };
-        assert_eq!(forward.hear(start + Duration::from_secs(1), to_another_address), []);
+        assert_eq!(forward.hear(later, to_another_address), (true, vec![]));
         assert_eq!(path.application(), Some(to_another_address));
     }
 }

@@ -89,8 +89,14 @@ impl Plan {
 
     /// Whether a certificate from files is shown to peers.
     pub(super) fn shows_files(&self) -> bool {
-        let mut shown = self.sessions.iter().filter_map(|session| session.listen_tls.as_ref());
-        shown.any(|tls| matches!(tls.certificate, ServerCertificate::Files(_)))
+        let of_sessions = self.sessions.iter().filter_map(|session| session.listen_tls.as_ref());
+        let of_relays = self.relays.iter().filter_map(|relay| relay.tls.as_ref());
+        of_sessions.chain(of_relays).any(|tls| matches!(tls.certificate, ServerCertificate::Files(_)))
+    }
+
+    /// The first relay that listens without TLS.
+    pub(super) fn plain_relay(&self) -> Option<&RelayConfig> {
+        self.relays.iter().find(|relay| relay.tls.is_none())
     }
 
     /// The first address on which anybody who reaches it is let in, and its session.

@@ -10,12 +10,14 @@ use clap::{ArgGroup, Args};
 
 use super::args::Common;
 use super::plan::Plan;
+use super::tls_args::ServerTlsArgs;
 use super::values::{addr, seconds, secret};
 use crate::passwords::Passwords;
 
 pub(super) const RELAY_EXAMPLES: &str = "\
 Examples:
-  actix-relay relay --tcp 0.0.0.0:443 --realm example.org --users /etc/relay-users
+  actix-relay relay --tcp 0.0.0.0:443 --realm example.org --users /etc/relay-users \
+      --tls-cert cert.pem --tls-key key.pem
   RELAY_USERS='alice:…' actix-relay relay --tcp '[::]:443' --realm example.org --users-env RELAY_USERS
 A FILE of users has a line NAME:PASSWORD for each; empty lines and those that begin with # are passed over. Passwords
 should be random, of 128 bits: head -c 16 /dev/urandom | base64. Whoever has the shared key makes short-lived
@@ -50,6 +52,8 @@ pub(super) struct RelayArgs {
     /// The two sides of a pair may be different users
     #[arg(long, help_heading = "Who may join")]
     pairs_across_users: bool,
+    #[command(flatten)]
+    tls: ServerTlsArgs,
     /// Connections that have not joined, in all; past it the oldest of the busiest address goes [default: 4096]
     #[arg(long, help_heading = "Limits", value_name = "N")]
     max_unjoined: Option<usize>,
@@ -94,6 +98,7 @@ impl RelayArgs {
             }
             (None, None) => None,
         };
+        config.tls = self.tls.tls()?;
         config.pairs_across_users = self.pairs_across_users;
         config.max_unjoined = self.max_unjoined.unwrap_or(config.max_unjoined);
         let per_address = self.max_unjoined_per_address;
@@ -148,6 +153,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Cli, Command};
     use crate::passwords::Kept;
+    use actix_relay::config::ServerTls;
     use clap::Parser;
 
     fn plan(line: &str) -> Result<RelayConfig, String> {
@@ -180,6 +186,13 @@ mod tests {
         expected.max_queue_delay = Duration::from_millis(20);
         (expected.congestion, expected.fwmark) = (Some("bbr".to_owned()), Some(7));
         assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn tls_is_as_with_listen() {
+        let config = relay("--users users --tls-cert c --tls-key k").unwrap();
+        assert_eq!(config.tls, Some(ServerTls::files("c", "k")));
+        assert!(relay("--users users --tls-cert c").unwrap_err().contains("--tls-key"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChildId, ConfigError, MAX_LISTENERS, checks, defaults, duration};
+use super::{ChildId, ConfigError, MAX_LISTENERS, ServerTls, checks, defaults, duration};
 use crate::credentials::{Secret, UserPassword};
 
 /// One TCP relay: pairs of sides that both call it are joined there.
@@ -51,6 +51,10 @@ pub struct RelayConfig {
     /// The longest datagram that is forwarded, 1 to 65,527 bytes (the default); longer ones are dropped.
     #[serde(default = "own::max_datagram")]
     pub max_datagram: usize,
+    /// Sides that connect must speak TLS. Without it whoever is in between sees the datagrams and may forge them, and
+    /// `Closing` and `Peer` too; passwords he does not see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTls>,
     /// `SO_MARK` of every socket (Linux, needs `CAP_NET_ADMIN`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fwmark: Option<u32>,
@@ -109,6 +113,7 @@ impl RelayConfig {
             max_pairs: own::max_pairs(),
             max_lifetime: own::max_lifetime(),
             max_datagram: own::max_datagram(),
+            tls: None,
             fwmark: None,
             congestion: None,
             max_queue_delay: defaults::max_queue_delay(),
@@ -141,6 +146,9 @@ impl RelayConfig {
             return Err(invalid("shared_key", "must have 1 to 1024 bytes"));
         }
         self.check_limits().map_err(|(field, why)| invalid(field, why))?;
+        if let Some(tls) = &self.tls {
+            tls.check().map_err(|why| invalid("tls", why))?;
+        }
         checks::congestion(self.congestion.as_deref()).map_err(|why| invalid("congestion", why))?;
         checks::queue_bytes(self.queue_bytes).map_err(|why| invalid("queue_bytes", why))?;
         checks::duration(self.max_queue_delay).map_err(|why| invalid("max_queue_delay", why))
