@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
-use actix_relay::config::{ChildId, SessionConfig, TurnConfig};
-use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::config::{ChildId, RelayConfig, SessionConfig, TurnConfig};
+use actix_relay::event::{Event, EventKind, RelayEvent, TurnEvent};
+use actix_relay::relay::GetRelay;
 use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
 use actix_relay::supervisor::{
-    InSession, InTurn, Shutdown, StartError, StartSession, StartTurn, Subscribe, SupervisorActor,
+    InRelay, InSession, InTurn, Shutdown, StartError, StartRelay, StartSession, StartTurn, Subscribe,
+    SupervisorActor,
 };
 use actix_relay::turn::GetAllocation;
 use clap::Parser;
@@ -28,9 +30,12 @@ use lines::Voice;
 use plan::{Plan, one_line};
 
 mod args;
+mod join_args;
 mod lines;
 mod passwords;
 mod plan;
+mod relay_args;
+mod tls_args;
 mod turn_args;
 mod values;
 
@@ -104,6 +109,8 @@ fn run(cli: Cli) -> Result<i32, Failure> {
         Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
         Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Join(join) => (join.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Relay(relay) => (relay.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
         Command::Check(args::File { file }) => {
             let plan = read(&file, &common)?;
@@ -140,6 +147,15 @@ fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
     Some(format!("{open}: whoever reaches the port reaches the service; limit it with {hint}"))
 }
 
+/// What is to be said to somebody whose relay is plain.
+fn without_tls(plan: &Plan) -> Option<String> {
+    let name = &plan.plain_relay()?.name;
+    Some(format!(
+        "relay '{name}' listens without TLS: passwords are safe, but whoever is in between sees and may forge \
+         everything else"
+    ))
+}
+
 fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
@@ -154,7 +170,13 @@ fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
 }
 
 fn say_fine(file: &Path, plan: &Plan, json: bool) -> i32 {
-    let line = lines::fine(&file.display().to_string(), plan.sessions.len(), plan.turns.len(), json);
+    let line = lines::fine(
+        &file.display().to_string(),
+        plan.sessions.len(),
+        plan.turns.len(),
+        plan.relays.len(),
+        json,
+    );
     let _ = writeln!(io::stdout(), "{line}");
     EXIT_TOLD
 }
@@ -191,9 +213,10 @@ fn start_logging(common: &Common) {
 }
 
 async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
-    let open = open_to_anybody(&plan, hint);
+    let warnings = [open_to_anybody(&plan, hint), without_tls(&plan)];
     let (ends, mut end) = mpsc::channel(1);
-    let signals = Signals::new().map_err(|error| failed(format!("signal handlers: {error}")))?;
+    let signals =
+        Signals::new(plan.shows_files()).map_err(|error| failed(format!("signal handlers: {error}")))?;
     actix_rt::spawn(stop_on_signal(signals, ends.clone()));
     let lines = start_stdout(&ends).map_err(|error| failed(format!("starting a thread: {error}")))?;
 
@@ -201,27 +224,19 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let (tell_ended, ended) = mpsc::unbounded_channel();
     let printer = Printer { voice, lines: lines.clone(), ended: tell_ended }.start();
     let sessions = plan.sessions.iter().map(|session| &session.name);
-    let running = sessions.chain(plan.turns.iter().map(|turn| &turn.name)).cloned().collect();
+    let turns = plan.turns.iter().map(|turn| &turn.name);
+    let relays = plan.relays.iter().map(|relay| &relay.name);
+    let running = sessions.chain(turns).chain(relays).cloned().collect();
     let watcher = Watcher { running, ends: ends.clone() }.start();
     for recipient in [printer.clone().recipient(), watcher.clone().recipient()] {
         let _ = supervisor.send(Subscribe { recipient, filter: Filter::All }).await;
     }
     let mut house = House { voice, supervisor, started: Vec::new(), lines, ended };
-    for config in plan.sessions {
-        if let Err(failure) = house.start(config).await {
-            house.close().await;
-            return Err(failure);
-        }
+    if let Err(failure) = house.start_all(plan.sessions, plan.turns, plan.relays).await {
+        house.close().await;
+        return Err(failure);
     }
-    for config in plan.turns {
-        if let Err(failure) = house.start_turn(config).await {
-            house.close().await;
-            return Err(failure);
-        }
-    }
-    if let Some(open) = open {
-        to_stderr("warning", &open);
-    }
+    warnings.iter().flatten().for_each(|warning| to_stderr("warning", warning));
     actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
     let end = end.recv().await;
     house.close().await;
@@ -266,16 +281,29 @@ struct House {
 }
 
 impl House {
-    async fn start(&mut self, config: SessionConfig) -> Result<(), Failure> {
-        let name = config.name.clone();
-        let started = self.supervisor.send(StartSession { config }).await;
-        self.note_started(name, started)
-    }
-
-    async fn start_turn(&mut self, config: TurnConfig) -> Result<(), Failure> {
-        let name = config.name.clone();
-        let started = self.supervisor.send(StartTurn { config }).await;
-        self.note_started(name, started)
+    /// Relays first: sessions of the same file may call them.
+    async fn start_all(
+        &mut self,
+        sessions: Vec<SessionConfig>,
+        turns: Vec<TurnConfig>,
+        relays: Vec<RelayConfig>,
+    ) -> Result<(), Failure> {
+        for config in relays {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartRelay { config }).await;
+            self.note_started(name, started)?;
+        }
+        for config in sessions {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartSession { config }).await;
+            self.note_started(name, started)?;
+        }
+        for config in turns {
+            let name = config.name.clone();
+            let started = self.supervisor.send(StartTurn { config }).await;
+            self.note_started(name, started)?;
+        }
+        Ok(())
     }
 
     fn note_started<T>(
@@ -332,6 +360,7 @@ impl House {
             actix_rt::spawn(async move {
                 let sums = ask_session(&supervisor, &child).await;
                 let sums = if sums.is_some() { sums } else { ask_turn(&supervisor, &child).await };
+                let sums = if sums.is_some() { sums } else { ask_relay(&supervisor, &child).await };
                 Some((child, sums?))
             })
         };
@@ -357,6 +386,13 @@ async fn ask_turn(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option
     let question = InTurn { turn: child.clone(), message: GetAllocation };
     let info = supervisor.send(question).await.ok()?.ok()?;
     Some(EventKind::Turn(TurnEvent::TurnStats { counters: info.counters }))
+}
+
+async fn ask_relay(supervisor: &Addr<SupervisorActor>, child: &ChildId) -> Option<EventKind> {
+    let question = InRelay { relay: child.clone(), message: GetRelay };
+    let info = supervisor.send(question).await.ok()?.ok()?;
+    let (unjoined, sides, pairs, counters) = (info.unjoined, info.sides, info.pairs, info.counters);
+    Some(EventKind::Relay(RelayEvent::RelayStats { unjoined, sides, pairs, counters }))
 }
 
 /// Says when every session has been given up. Apart from [`Printer`], which a slow stdout holds up.
@@ -452,35 +488,5 @@ fn write_lines(mut lines: mpsc::Receiver<Line>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use actix_relay::config::SupervisorConfig;
-
-    #[actix::test]
-    async fn a_dead_supervisor_is_noticed() {
-        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-        let (ends, mut end) = mpsc::channel(1);
-        let watch = actix_rt::spawn(watch_supervisor(supervisor.clone(), ends));
-        supervisor.send(Shutdown).await.expect("it lives until then");
-        watch.await.expect("watching does not panic");
-        assert!(matches!(end.recv().await, Some(End::SupervisorDied)));
-    }
-
-    #[actix::test]
-    async fn only_when_the_last_session_is_given_up_is_it_over() {
-        let (ends, mut end) = mpsc::channel(1);
-        let running = ["a", "b"].map(ChildId::from).into();
-        let watcher = Watcher { running, ends }.start();
-        let gave_up = |child: &str| Event {
-            time: SystemTime::now(),
-            child: child.into(),
-            kind: EventKind::GaveUp { reason: "why".into() },
-        };
-        for child in ["a", "a"] {
-            watcher.send(gave_up(child)).await.expect("it lives");
-        }
-        assert!(end.try_recv().is_err());
-        watcher.send(gave_up("b")).await.expect("it lives");
-        assert!(matches!(end.try_recv(), Ok(End::AllGaveUp)));
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

@@ -30,11 +30,13 @@ pub enum DropReason {
     TooLong,
     /// UDP would not take it for another reason, such as no route; or, if it came from a TURN peer, not at once.
     SendFailed,
+    /// It came to a relay while its sender had no peer there, or had not yet heard that the one it meant is gone.
+    NoPeer,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Expired,
         Self::QueueFull,
         Self::ConnectionLost,
@@ -43,6 +45,7 @@ impl DropReason {
         Self::ServiceUnreachable,
         Self::TooLong,
         Self::SendFailed,
+        Self::NoPeer,
     ];
 
     /// As a person would say it.
@@ -56,6 +59,7 @@ impl DropReason {
             Self::ServiceUnreachable => "service unreachable",
             Self::TooLong => "too long for UDP",
             Self::SendFailed => "send failed",
+            Self::NoPeer => "no peer",
         }
     }
 }
@@ -96,6 +100,8 @@ pub struct Drops {
     pub too_long: u64,
     /// [`DropReason::SendFailed`]
     pub send_failed: u64,
+    /// [`DropReason::NoPeer`]
+    pub no_peer: u64,
 }
 
 impl Drops {
@@ -109,6 +115,7 @@ impl Drops {
             DropReason::ServiceUnreachable => &mut self.service_unreachable,
             DropReason::TooLong => &mut self.too_long,
             DropReason::SendFailed => &mut self.send_failed,
+            DropReason::NoPeer => &mut self.no_peer,
         }
     }
 
@@ -168,6 +175,23 @@ impl From<Counters> for TurnCounters {
     fn from(counters: Counters) -> Self {
         let Counters { to_tcp, to_udp, drops } = counters;
         Self { to_peers: to_tcp, from_peers: to_udp, drops }
+    }
+}
+
+/// What a relay, or one of its pairs, has carried and dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RelayCounters {
+    /// From one side, written to the other.
+    pub forwarded: Traffic,
+    /// Either way.
+    pub drops: Drops,
+}
+
+/// A relay has no UDP: all that it forwards is written to TCP.
+impl From<Counters> for RelayCounters {
+    fn from(counters: Counters) -> Self {
+        Self { forwarded: counters.to_tcp, drops: counters.drops }
     }
 }
 
@@ -289,7 +313,7 @@ mod tests {
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(sum.drops.of(reason), 2 << index);
         }
-        assert_eq!(sum.drops.total(), 2 * 255);
+        assert_eq!(sum.drops.total(), 2 * 511);
         assert_eq!(sum.to_tcp, Traffic { datagrams: 4, bytes: 60 });
         assert_eq!(sum.to_udp, Traffic { datagrams: 6, bytes: 80 });
         let turn = TurnCounters::from(sum);

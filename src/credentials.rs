@@ -102,12 +102,13 @@ impl Visitor<'_> for Text {
 /// Written `NAME:PASSWORD`, divided at the **last** colon: time-limited names have colons
 /// (`1735689600:alice:BASE64`), their base64 passwords have none. A password with a colon cannot be written so:
 /// give it in a field of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UserPassword {
     /// USERNAME: 1 to 508 bytes, no control characters.
     pub user: String,
     /// See [`Secret`].
-    #[serde(skip)]
+    #[serde(skip_serializing)]
     pub password: Secret,
 }
 

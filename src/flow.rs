@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::counters::{DropReason, LiveCounters};
 use crate::datagrams::Batch;
+use crate::relay::directory::Pairing;
 pub(crate) use queue::ControlFull;
 use queue::{Protocol, Queue};
 
@@ -26,8 +27,10 @@ pub(crate) struct Flow {
 #[derive(Debug)]
 struct Inner {
     queue: Queue,
-    /// Woken when the queue is no longer empty.
+    /// Woken when there is something to be written.
     writer: Option<Waker>,
+    /// Towards a side of a relay's pair: whose data comes in.
+    pairing: Option<Pairing>,
 }
 
 impl Flow {
@@ -43,7 +46,7 @@ impl Flow {
 
     fn of(protocol: Protocol, max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
         let queue = Queue::new(protocol, max_bytes, max_age);
-        Self { inner: Mutex::new(Inner { queue, writer: None }), counters }
+        Self { inner: Mutex::new(Inner { queue, writer: None, pairing: None }), counters }
     }
 
     /// Appends a batch as far as it fits, and wakes the writer if the queue was empty.
@@ -63,15 +66,49 @@ impl Flow {
         self.fill(|queue| queue.push_control(message))
     }
 
+    /// Two sides of a relay's pair have met, and this flow leads to one of them: what it held is dropped, and data of
+    /// this pairing comes in from now on, but does not go out before [`admit`](Self::admit).
+    pub(crate) fn meet(&self, pairing: Pairing) {
+        self.change_pairing(Some(pairing));
+    }
+
+    /// They have parted: what it held is dropped, and no data comes in. A frame once begun is finished.
+    pub(crate) fn part(&self) {
+        self.change_pairing(None);
+    }
+
+    fn change_pairing(&self, pairing: Option<Pairing>) {
+        let mut inner = self.lock();
+        inner.pairing = pairing;
+        inner.queue.drop_data();
+        inner.queue.hold(true);
+        self.count_dropped(&mut inner.queue);
+    }
+
+    /// The side has been told of this meeting, which may be over already: its data may go out.
+    pub(crate) fn admit(&self, pairing: Pairing) {
+        let mut inner = self.lock();
+        if inner.pairing == Some(pairing) {
+            inner.queue.hold(false);
+            wake(inner);
+        }
+    }
+
+    /// Appends a batch as far as it fits, if the two that it goes between are still together.
+    pub(crate) fn push_of(&self, pairing: Pairing, now: Instant, batch: Batch) {
+        let mut inner = self.lock();
+        if inner.pairing != Some(pairing) {
+            return self.counters.dropped(DropReason::NoPeer, batch.datagrams);
+        }
+        inner.queue.push(now, batch);
+        self.count_dropped(&mut inner.queue);
+        wake(inner);
+    }
+
     fn fill<R>(&self, push: impl FnOnce(&mut Queue) -> R) -> R {
         let mut inner = self.lock();
-        let was_empty = inner.queue.is_empty();
         let result = push(&mut inner.queue);
-        let writer = if was_empty { inner.writer.take() } else { None };
-        drop(inner);
-        if let Some(writer) = writer {
-            writer.wake();
-        }
+        wake(inner);
         result
     }
 
@@ -99,6 +136,11 @@ impl Flow {
         if finished.datagrams > 0 {
             self.counters.sent_to_tcp(finished.datagrams, finished.bytes);
         }
+    }
+
+    /// The bytes of control messages that wait.
+    pub(crate) fn control_len(&self) -> usize {
+        self.lock().queue.control_len()
     }
 
     /// Nothing is waiting.
@@ -150,6 +192,15 @@ impl Flow {
     /// A panic elsewhere must not end this flow: the queue is valid between any two of its methods.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes the writer, which waits only while there is nothing to be written.
+fn wake(mut inner: MutexGuard<'_, Inner>) {
+    let writer = inner.writer.take();
+    drop(inner);
+    if let Some(writer) = writer {
+        writer.wake();
     }
 }
 
@@ -234,6 +285,47 @@ pub(crate) mod tests {
         assert!(flow.is_empty());
         assert_eq!(counters.snapshot().to_tcp.datagrams, 0);
         assert_eq!(counters.snapshot().drops.expired, 1);
+    }
+
+    #[test]
+    fn only_data_of_the_present_pairing_goes_out_and_only_when_the_side_knows() {
+        let counters = Arc::new(LiveCounters::default());
+        let flow = Flow::turn(1 << 16, Duration::from_secs(1), counters.clone());
+        let (wakes, now) = (Arc::new(Wakes::default()), any_instant());
+        let waker = Waker::from(wakes.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let data = |text: &[u8]| {
+            let mut builder = BatchBuilder::with_capacity(Framing::PaddedChannel(0x4000), 0);
+            builder.push(text, text.len());
+            builder.finish()
+        };
+        flow.push_of(Pairing(1), now, data(b"early"));
+        flow.meet(Pairing(1));
+        flow.push_of(Pairing(1), now, data(b"held"));
+        assert!(flow.poll_front(cx, now, 100).is_pending());
+        flow.admit(Pairing(1));
+        assert_eq!(wakes.0.load(SeqCst), 1);
+        let Poll::Ready(front) = flow.poll_front(cx, now, 100) else { panic!("it waits") };
+        assert_eq!(front, b"\x40\x00\x00\x04held"[..]);
+        // The stream holds it, and takes a part, while the peer changes.
+        flow.meet(Pairing(2));
+        flow.push_of(Pairing(1), now, data(b"late"));
+        flow.push_of(Pairing(2), now, data(b"new"));
+        flow.admit(Pairing(1));
+        flow.advance(5);
+        flow.push_control(Bytes::from_static(b"Peer 1")).unwrap();
+        let Poll::Ready(rest) = flow.poll_front(cx, now, 100) else { panic!("it was begun") };
+        assert_eq!(rest, b"eld"[..]);
+        flow.advance(3);
+        let Poll::Ready(told) = flow.poll_front(cx, now, 100) else { panic!("it is told") };
+        assert_eq!(told, b"Peer 1"[..]);
+        flow.advance(told.len());
+        assert!(flow.poll_front(cx, now, 100).is_pending());
+        flow.admit(Pairing(2));
+        let Poll::Ready(front) = flow.poll_front(cx, now, 100) else { panic!("it waits") };
+        assert_eq!(front, b"\x40\x00\x00\x03new\0"[..]);
+        let drops = counters.snapshot().drops;
+        assert_eq!((drops.no_peer, drops.total()), (2, 2));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! child holds an [`Obituary`], and what its `Drop` sends is the news.
 
 use std::fmt;
+use std::time::Duration;
 
 use actix::prelude::*;
 
@@ -25,6 +26,8 @@ pub(crate) enum Part {
     Turn,
     /// One allocation of a TURN client, or the attempt to get one.
     Allocation,
+    /// A `TcpRelayActor`.
+    Relay,
 }
 
 impl fmt::Display for Part {
@@ -36,6 +39,7 @@ impl fmt::Display for Part {
             Self::Link(link) => write!(f, "TcpPeerActor of link {link}"),
             Self::Turn => write!(f, "TurnClientActor"),
             Self::Allocation => write!(f, "allocation of the TurnClientActor"),
+            Self::Relay => write!(f, "TcpRelayActor"),
         }
     }
 }
@@ -49,11 +53,24 @@ pub(crate) struct Ending {
     /// The connection carried bytes from its peer, or lived for 10 s: the next failure starts from the
     /// shortest wait again.
     pub(crate) proven: bool,
+    pub(crate) wait: Wait,
+}
+
+/// How long what ended stays away, if it comes again at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// As long as its cause and its history say.
+    #[default]
+    ByCause,
+    /// As after a failure, but at least so long: the far side has said so.
+    AtLeast(Duration),
+    /// Until it is told to come.
+    ForEver,
 }
 
 impl Ending {
     pub(crate) fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Self { cause, detail: detail.into(), proven: false }
+        Self { cause, detail: detail.into(), proven: false, wait: Wait::ByCause }
     }
 
     pub(crate) fn panicked() -> Self {
@@ -64,7 +81,7 @@ impl Ending {
 /// Which part of which child, and whether it is to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mortal {
-    /// The session, or the TURN client that has a name of its own.
+    /// The session, or the TURN client or relay that has a name of its own.
     pub(crate) child: ChildId,
     /// Each restart of `child` has another one, so that late news of an earlier life is told apart.
     pub(crate) life: u64,

@@ -10,6 +10,8 @@ use actix_relay::credentials::Secret;
 
 /// More than any password; a file that is none, such as `/dev/zero`, is not read to its end.
 const MAX_READ: u64 = 4096;
+/// The same for the users of a relay, all together.
+const MAX_LINES_READ: u64 = 4 << 20;
 
 /// Answers with the password, or says in words what is wrong with its place.
 pub(crate) trait Passwords {
@@ -17,6 +19,10 @@ pub(crate) trait Passwords {
     fn in_file(&self, path: &Path) -> Result<Secret, String>;
     /// An environment variable's value.
     fn in_environment(&self, variable: &str) -> Result<Secret, String>;
+    /// All lines of a file.
+    fn lines_in_file(&self, path: &Path) -> Result<Secret, String>;
+    /// All lines of an environment variable.
+    fn lines_in_environment(&self, variable: &str) -> Result<Secret, String>;
 }
 
 /// This machine's files, and the environment the command was started in.
@@ -24,21 +30,42 @@ pub(crate) struct Here;
 
 impl Passwords for Here {
     fn in_file(&self, path: &Path) -> Result<Secret, String> {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut bytes = Vec::new();
-            File::open(path)?.take(MAX_READ + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|error| format!("{}: {error}", path.display()))?;
+        let bytes = read(path, MAX_READ).map_err(|error| format!("{}: {error}", path.display()))?;
         one_line(bytes).map_err(|why| format!("{} {why}", path.display()))
     }
 
     fn in_environment(&self, variable: &str) -> Result<Secret, String> {
-        let value = std::env::var_os(variable);
-        let value = value.ok_or_else(|| format!("the environment variable {variable} is not set"))?;
-        one_line(value.into_encoded_bytes())
-            .map_err(|why| format!("the environment variable {variable} {why}"))
+        one_line(value_of(variable)?).map_err(|why| format!("the environment variable {variable} {why}"))
     }
+
+    fn lines_in_file(&self, path: &Path) -> Result<Secret, String> {
+        let bytes = read(path, MAX_LINES_READ).map_err(|error| format!("{}: {error}", path.display()))?;
+        all_lines(bytes).map_err(|why| format!("{} {why}", path.display()))
+    }
+
+    fn lines_in_environment(&self, variable: &str) -> Result<Secret, String> {
+        all_lines(value_of(variable)?).map_err(|why| format!("the environment variable {variable} {why}"))
+    }
+}
+
+/// One byte more than may be there, if it is.
+fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn value_of(variable: &str) -> Result<Vec<u8>, String> {
+    let value = std::env::var_os(variable);
+    let value = value.ok_or_else(|| format!("the environment variable {variable} is not set"))?;
+    Ok(value.into_encoded_bytes())
+}
+
+fn all_lines(bytes: Vec<u8>) -> Result<Secret, &'static str> {
+    if bytes.len() as u64 > MAX_LINES_READ {
+        return Err("is longer than 4 MiB");
+    }
+    String::from_utf8(bytes).map(Secret::from).map_err(|_| "is not UTF-8")
 }
 
 /// The line end that editors and `echo` write is no part of a password.
@@ -61,6 +88,9 @@ fn one_line(bytes: Vec<u8>) -> Result<Secret, &'static str> {
 pub(crate) struct Kept;
 
 #[cfg(test)]
+const LINES: &str = "# who\nalice:of the lines\n\nbob:too\n";
+
+#[cfg(test)]
 impl Passwords for Kept {
     fn in_file(&self, path: &Path) -> Result<Secret, String> {
         if path == Path::new("pw") { Ok("of the file".into()) } else { Err("no such file".into()) }
@@ -68,6 +98,14 @@ impl Passwords for Kept {
 
     fn in_environment(&self, variable: &str) -> Result<Secret, String> {
         if variable == "PW" { Ok("of the environment".into()) } else { Err(format!("{variable} is not set")) }
+    }
+
+    fn lines_in_file(&self, path: &Path) -> Result<Secret, String> {
+        if path == Path::new("users") { Ok(LINES.into()) } else { Err("no such file".into()) }
+    }
+
+    fn lines_in_environment(&self, variable: &str) -> Result<Secret, String> {
+        if variable == "USERS" { Ok(LINES.into()) } else { Err(format!("{variable} is not set")) }
     }
 }
 
@@ -115,5 +153,13 @@ mod tests {
         for variable in ["ACTIX_RELAY_NO_SUCH_VARIABLE", "A=B", ""] {
             assert!(Here.in_environment(variable).unwrap_err().ends_with("is not set"), "{variable}");
         }
+    }
+
+    #[test]
+    fn all_lines_of_a_file_are_read() {
+        let users = Here.lines_in_file(file(b"a:b\nc:d\n").path()).unwrap();
+        assert_eq!(users.expose(), "a:b\nc:d\n");
+        assert!(Here.lines_in_file(file(b"hunter2\xff").path()).unwrap_err().ends_with("is not UTF-8"));
+        assert!(Here.lines_in_file(Path::new("/dev/zero")).unwrap_err().ends_with("is longer than 4 MiB"));
     }
 }

@@ -1,4 +1,4 @@
-//! The supervisor's slots: what it keeps for each session and each TURN client, from one life to the next.
+//! The supervisor's slots: what it keeps for each session, each TURN client and each relay, from one life to the next.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,9 +9,11 @@ use actix_rt::ArbiterHandle;
 use tokio::sync::oneshot;
 
 use crate::clock::now;
-use crate::config::{ChildId, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
-use crate::link::{Ending, Mortal, Part};
+use crate::link::{Ending, Mortal, Part, Wait};
+use crate::relay::connection::Shared;
+use crate::relay::{self, RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
@@ -19,7 +21,7 @@ use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
 use crate::turn::{TurnClientActor, TurnSeed};
 
-/// One session, or one TURN client.
+/// One session, one TURN client, or one relay.
 #[derive(Debug)]
 pub(crate) struct Slot {
     config: Config,
@@ -37,6 +39,15 @@ pub(crate) struct Slot {
 enum Config {
     Session(Box<SessionConfig>),
     Turn(Box<TurnConfig>),
+    Relay(Relay),
+}
+
+#[derive(Clone, Debug)]
+struct Relay {
+    config: Arc<RelayConfig>,
+    shared: Arc<Shared>,
+    /// Its connections are spread over all threads.
+    arbiters: Vec<ArbiterHandle>,
 }
 
 /// The actor that a slot is there for. It is told of the others, and its end is the end of a life.
@@ -44,6 +55,7 @@ enum Config {
 enum Main {
     Session(Addr<RelaySessionActor>),
     Turn(Addr<TurnClientActor>),
+    Relay(Addr<TcpRelayActor>),
 }
 
 impl Main {
@@ -53,10 +65,12 @@ impl Main {
         M::Result: Send,
         RelaySessionActor: Handler<M>,
         TurnClientActor: Handler<M>,
+        TcpRelayActor: Handler<M>,
     {
         match self {
             Self::Session(addr) => addr.do_send(message),
             Self::Turn(addr) => addr.do_send(message),
+            Self::Relay(addr) => addr.do_send(message),
         }
     }
 }
@@ -78,10 +92,19 @@ impl Slot {
         }
     }
 
+    /// The relay's actor, while it lives.
+    pub(crate) fn relay(&self) -> Option<&Addr<TcpRelayActor>> {
+        match &self.main {
+            Some(Main::Relay(addr)) => Some(addr),
+            _ => None,
+        }
+    }
+
     fn main_part(&self) -> Part {
         match self.config {
             Config::Session(_) => Part::Session,
             Config::Turn(_) => Part::Turn,
+            Config::Relay(_) => Part::Relay,
         }
     }
 }
@@ -118,6 +141,25 @@ impl SupervisorActor {
         let sockets = Sockets::open_turn(&udp, &tcp).map_err(socket)?;
         let slot = self.fill_slot(&name, Config::Turn(Box::new(config)), sockets, ctx)?;
         Ok(slot.turn().expect("its life has begun").clone())
+    }
+
+    pub(crate) fn start_relay(
+        &mut self,
+        config: RelayConfig,
+        ctx: &Context<Self>,
+    ) -> Result<Addr<TcpRelayActor>, StartError> {
+        self.check_open()?;
+        config.validate()?;
+        let name = config.name.clone();
+        self.check_free(&name)?;
+        let shared = relay::shared(&config)
+            .map_err(|error| StartError::RelayUsers { relay: name.clone(), why: error.to_string() })?;
+        let sockets = Sockets::open_relay(&config)
+            .map_err(|source| StartError::RelaySocket { relay: name.clone(), source })?;
+        let arbiters = self.workers.all().map_err(StartError::Thread)?;
+        let relay = Relay { config: Arc::new(config), shared: Arc::new(shared), arbiters };
+        let slot = self.fill_slot(&name, Config::Relay(relay), sockets, ctx)?;
+        Ok(slot.relay().expect("its life has begun").clone())
     }
 
     fn check_open(&self) -> Result<(), StartError> {
@@ -165,6 +207,7 @@ impl SupervisorActor {
         let stats_interval = self.config.stats_interval;
         let reporter = Reporter::new(name.clone(), this.recipient());
         let token = self.token.child_token();
+        let who = Mortal { child: name.clone(), life, part: main, round: 0, again: true };
         slot.main = Some(match slot.config.clone() {
             Config::Session(config) => {
                 let config = *config;
@@ -172,8 +215,22 @@ impl SupervisorActor {
                 let start = |_: &mut _| RelaySessionActor::new(seed);
                 Main::Session(RelaySessionActor::start_in_arbiter(&slot.arbiter, start))
             }
+            Config::Relay(Relay { config, shared, arbiters }) => {
+                let seed = RelaySeed {
+                    config,
+                    shared,
+                    sockets,
+                    arbiters,
+                    who,
+                    stats_interval,
+                    supervisor,
+                    reporter,
+                    token,
+                };
+                let start = |_: &mut _| TcpRelayActor::new(seed);
+                Main::Relay(TcpRelayActor::start_in_arbiter(&slot.arbiter, start))
+            }
             Config::Turn(config) => {
-                let who = Mortal { child: name.clone(), life, part: main, round: 0, again: true };
                 let config = *config;
                 let seed = TurnSeed { config, sockets, who, stats_interval, supervisor, reporter, token };
                 let start = |_: &mut _| TurnClientActor::new(seed);
@@ -237,7 +294,10 @@ impl SupervisorActor {
         }
         let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
             let history = slot.restarts.entry(who.part).or_default();
-            history.ended(now(), outcome, fastrand::f64(), &limits)
+            match (history.ended(now(), outcome, fastrand::f64(), &limits), ending.wait) {
+                (Verdict::After(wait), Wait::AtLeast(least)) => Verdict::After(wait.max(least)),
+                (verdict, _) => verdict,
+            }
         });
         if verdict.is_none() {
             slot.restarts.remove(&who.part);
@@ -268,7 +328,7 @@ impl SupervisorActor {
         let actor = who.part.to_string();
         match (ending.cause, who.part) {
             (Cause::Panicked, _) => self.publish(&who.child, EventKind::ActorPanicked { actor }),
-            (Cause::Broken, Part::Session | Part::Turn | Part::Endpoint(_)) => {
+            (Cause::Broken, Part::Session | Part::Turn | Part::Relay | Part::Endpoint(_)) => {
                 let error = ending.detail.clone();
                 self.publish(&who.child, EventKind::ActorFailed { actor, error, retry_in });
             }
@@ -298,156 +358,25 @@ impl SupervisorActor {
 
 /// Whether, and after what, the part is to be started again.
 fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
-    if !who.again {
+    if !who.again || ending.wait == Wait::ForEver {
         return None;
     }
     match ending.cause {
         Cause::Panicked => Some(Outcome::Panicked),
-        Cause::Refused => Some(Outcome::Refused { proven: ending.proven }),
-        Cause::Closed | Cause::Broken | Cause::UnfinishedFrame | Cause::UdpStuck => {
-            Some(Outcome::Failed { proven: ending.proven })
-        }
+        Cause::Refused if ending.wait == Wait::ByCause => Some(Outcome::Refused { proven: ending.proven }),
+        // However well it worked before: whoever took its place may be taken its place again.
+        Cause::Superseded => Some(Outcome::Refused { proven: false }),
+        Cause::Closed
+        | Cause::Broken
+        | Cause::UnfinishedFrame
+        | Cause::UdpStuck
+        | Cause::Refused
+        | Cause::Restarting
+        | Cause::Redirected => Some(Outcome::Failed { proven: ending.proven }),
         Cause::Told | Cause::Replaced | Cause::Forgotten => None,
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::config::TurnServer;
-    use crate::session::GetSession;
-    use crate::subscribers::Filter;
-    use crate::supervisor::Subscribe;
-    use crate::supervisor::{GetSessions, InSession, InTurn, Shutdown, StartSession, StartTurn, StopSession};
-    use tokio::sync::mpsc;
-
-    /// To the TURN client: which life is this? Or: panic.
-    #[derive(Message)]
-    #[rtype(result = "Addr<TurnClientActor>")]
-    struct WhoAreYou {
-        panic: bool,
-    }
-
-    impl Handler<WhoAreYou> for TurnClientActor {
-        type Result = Addr<Self>;
-
-        fn handle(&mut self, message: WhoAreYou, ctx: &mut Self::Context) -> Self::Result {
-            assert!(!message.panic, "told to panic");
-            ctx.address()
-        }
-    }
-
-    pub(crate) struct Observer(mpsc::UnboundedSender<Event>);
-
-    impl Actor for Observer {
-        type Context = Context<Self>;
-    }
-
-    impl Handler<Event> for Observer {
-        type Result = ();
-
-        fn handle(&mut self, event: Event, _: &mut Self::Context) {
-            let _ = self.0.send(event);
-        }
-    }
-
-    /// All that the supervisor reports from now on, for as long as the observer is held.
-    pub(crate) async fn observe(
-        supervisor: &Addr<SupervisorActor>,
-    ) -> (Addr<Observer>, mpsc::UnboundedReceiver<Event>) {
-        let (tell, events) = mpsc::unbounded_channel();
-        let observer = Observer(tell).start();
-        let recipient = observer.clone().recipient();
-        supervisor.send(Subscribe { recipient, filter: Filter::All }).await.unwrap();
-        (observer, events)
-    }
-
-    fn any() -> std::net::SocketAddr {
-        ([127, 0, 0, 1], 0).into()
-    }
-
-    fn session(name: &str) -> StartSession {
-        StartSession { config: SessionConfig::new(name).local_udp(any()) }
-    }
-
-    fn turn(name: &str) -> StartTurn {
-        let uri = "turn:127.0.0.1:1".parse().unwrap();
-        let mut config = TurnConfig::new(name, TurnServer::new(uri));
-        config.allocate = false;
-        StartTurn { config }
-    }
-
-    fn ask(name: &str) -> InTurn<WhoAreYou> {
-        InTurn { turn: name.into(), message: WhoAreYou { panic: false } }
-    }
-
-    fn stop(name: &str) -> StopSession {
-        StopSession { session: name.into() }
-    }
-
-    #[actix::test]
-    async fn a_turn_client_is_started_reached_and_stopped_by_its_name() {
-        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-        let addr = supervisor.send(turn("turn")).await.unwrap().unwrap();
-        assert_eq!(supervisor.send(ask("turn")).await.unwrap().unwrap(), addr);
-        supervisor.send(stop("turn")).await.unwrap().unwrap();
-        assert!(addr.send(WhoAreYou { panic: false }).await.is_err());
-        let nobody = Err(NoSession("turn".into()));
-        assert_eq!(supervisor.send(ask("turn")).await.unwrap(), nobody);
-        assert_eq!(supervisor.send(stop("turn")).await.unwrap(), nobody.map(|_: Addr<TurnClientActor>| ()));
-    }
-
-    #[actix::test]
-    async fn a_name_is_one_childs_only_and_each_is_spoken_to_in_its_own_way() {
-        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-        let turn_client = supervisor.send(turn("a")).await.unwrap().unwrap();
-        let relay = supervisor.send(session("b")).await.unwrap().unwrap();
-        let refused = supervisor.send(session("a")).await.unwrap().unwrap_err();
-        assert!(matches!(refused, StartError::NameTaken(name) if name == "a".into()));
-        let refused = supervisor.send(turn("b")).await.unwrap().unwrap_err();
-        assert!(matches!(refused, StartError::NameTaken(name) if name == "b".into()));
-        assert_eq!(supervisor.send(ask("b")).await.unwrap(), Err(NoSession("b".into())));
-        let question = InSession { session: "a".into(), message: GetSession };
-        assert_eq!(supervisor.send(question).await.unwrap(), Err(NoSession("a".into())));
-        let names: Vec<_> = supervisor.send(GetSessions).await.unwrap().into_iter().map(|s| s.name).collect();
-        assert_eq!(names, ["b".into()]);
-        supervisor.send(Shutdown).await.unwrap();
-        assert!(turn_client.send(WhoAreYou { panic: false }).await.is_err());
-        assert!(relay.send(GetSession).await.is_err());
-    }
-
-    #[actix::test]
-    async fn a_turn_client_that_panicked_is_replaced_and_one_that_stopped_is_heard_of() {
-        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-        let (_observer, mut heard) = observe(&supervisor).await;
-        let first = supervisor.send(turn("turn")).await.unwrap().unwrap();
-        assert!(first.send(WhoAreYou { panic: true }).await.is_err());
-        // Not what the client tells of itself.
-        let mut event = async || loop {
-            let kind = heard.recv().await.unwrap().kind;
-            if !matches!(kind, EventKind::Turn(_)) {
-                return kind;
-            }
-        };
-        let actor = "TurnClientActor".to_owned();
-        assert_eq!(event().await, EventKind::ActorPanicked { actor });
-        let second = loop {
-            if let Ok(addr) = supervisor.send(ask("turn")).await.unwrap() {
-                break addr;
-            }
-        };
-        assert!(second != first);
-        supervisor.send(stop("turn")).await.unwrap().unwrap();
-        assert_eq!(event().await, EventKind::SessionStopped);
-    }
-
-    #[test]
-    fn what_a_server_refuses_is_asked_for_again_but_not_what_was_told_to_end() {
-        let mut who = Mortal { child: "turn".into(), life: 1, part: Part::Allocation, round: 1, again: true };
-        let refused = Ending { proven: true, ..Ending::new(Cause::Refused, "401 Unauthorized") };
-        assert_eq!(outcome(&who, &refused), Some(Outcome::Refused { proven: true }));
-        assert_eq!(outcome(&who, &Ending::new(Cause::Told, "deallocated")), None);
-        who.again = false;
-        assert_eq!(outcome(&who, &refused), None);
-    }
-}
+#[path = "slots_tests.rs"]
+pub(crate) mod tests;

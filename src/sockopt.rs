@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::config::{SessionConfig, TurnConfig};
+use crate::config::{RelayConfig, SessionConfig, TurnConfig};
+use crate::tls::TlsError;
 
 /// What the kernel may hold unsent per connection, bytes: `wire.md` "Queues".
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -67,6 +68,13 @@ impl From<&TurnConfig> for TcpOptions {
     }
 }
 
+impl From<&RelayConfig> for TcpOptions {
+    fn from(config: &RelayConfig) -> Self {
+        let congestion = config.congestion.clone();
+        Self { bind: None, fwmark: config.fwmark, congestion, max_segment: None }
+    }
+}
+
 /// The step in making a socket that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -96,6 +104,9 @@ pub enum SocketError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The certificates or keys for TLS are no good.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A bound socket could not be made to listen.
     #[error("listen at {addr}: {source}")]
     Listen {

@@ -10,9 +10,6 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use hmac::{Hmac, Mac};
-use sha1::Sha1;
-use sha2::Sha256;
 use stun_rs::attributes::turn::{
     ChannelNumber, LifeTime, RequestedAddressFamily, RequestedTrasport, XorPeerAddress,
 };
@@ -20,16 +17,19 @@ use stun_rs::{
     AddressFamily, MessageClass, MessageEncoder, MessageMethod, StunAttribute, StunMessageBuilder, protocols,
 };
 
-use keys::opaque_string;
 use raw::{ATTRIBUTE_HEADER_LEN, HEADER_LEN};
 
 pub(crate) mod data;
+mod draft;
 mod keys;
-mod raw;
+mod message;
+pub(crate) mod raw;
 mod received;
 
-pub(crate) use keys::{nonce_features, user_hash};
-pub(crate) use received::Received;
+pub(crate) use draft::Draft;
+pub(crate) use keys::{nonce_features, opaque_string, user_hash};
+pub(crate) use message::Message;
+pub(crate) use received::{Received, algorithms_of, error_of};
 
 /// More than any request has. So many of the longest leave room for credentials and integrity.
 const MAX_ATTRIBUTES: usize = 1000;
@@ -59,6 +59,10 @@ impl Method {
     pub(crate) const CONNECT: Self = Self(0x00a);
     pub(crate) const CONNECTION_BIND: Self = Self(0x00b);
     pub(crate) const CONNECTION_ATTEMPT: Self = Self(0x00c);
+    // Our own relay's: unassigned numbers of the Expert Review range (RFC 8489 §18.1), used privately.
+    pub(crate) const JOIN: Self = Self(0x0f1);
+    pub(crate) const PEER: Self = Self(0x0f2);
+    pub(crate) const CLOSING: Self = Self(0x0f3);
 
     /// As the RFCs spell it, for errors and logs.
     pub(crate) fn name(self) -> &'static str {
@@ -73,6 +77,9 @@ impl Method {
             Self::CONNECT => "Connect",
             Self::CONNECTION_BIND => "ConnectionBind",
             Self::CONNECTION_ATTEMPT => "ConnectionAttempt",
+            Self::JOIN => "Join",
+            Self::PEER => "Peer",
+            Self::CLOSING => "Closing",
             _ => "unknown",
         }
     }
@@ -94,6 +101,12 @@ pub(crate) struct TransactionId(pub(crate) [u8; 12]);
 /// A new one, from the system's randomness: whoever cannot read our requests cannot answer them.
 pub(crate) fn random_id() -> TransactionId {
     TransactionId(*stun_rs::TransactionId::default().as_bytes())
+}
+
+/// 32 bytes from the same source: a key that nobody can guess.
+pub(crate) fn random_key() -> [u8; 32] {
+    let ids = [random_id(), random_id(), random_id()].map(|TransactionId(id)| id);
+    *ids.as_flattened().first_chunk().expect("3 times 12 are 36")
 }
 
 /// REQUESTED-TRANSPORT: what the relayed address speaks towards peers.
@@ -205,23 +218,11 @@ pub(crate) fn encode(
     attributes: &[Attribute],
     seal: Option<&Seal>,
 ) -> Result<Vec<u8>, StunError> {
-    let mut bytes = encode_attributes(method, class, id, attributes)?;
-    if let Some(seal) = seal {
-        put_credentials(&mut bytes, seal)?;
-        match seal.integrity {
-            Integrity::Sha1 => {
-                let mac = seal.key.mac::<Hmac<Sha1>>(&bytes).finalize().into_bytes();
-                raw::put_attribute(&mut bytes, raw::MESSAGE_INTEGRITY, &mac);
-            }
-            Integrity::Sha256 => {
-                let mac = seal.key.mac::<Hmac<Sha256>>(&bytes).finalize().into_bytes();
-                raw::put_attribute(&mut bytes, raw::MESSAGE_INTEGRITY_SHA256, &mac);
-            }
-        }
+    let draft = Draft::of(encode_attributes(method, class, id, attributes)?);
+    match seal {
+        Some(seal) => draft.authenticated(seal),
+        None => Ok(draft.unsealed()),
     }
-    let len = u16::try_from(bytes.len() - HEADER_LEN).expect("all that is in it is bounded");
-    bytes[2..4].copy_from_slice(&len.to_be_bytes());
-    Ok(bytes)
 }
 
 /// The message as far as the request's own attributes. Those that stun-rs has no way to write come last.
@@ -262,34 +263,6 @@ fn encode_attributes(
     bytes.truncate(len);
     bytes.extend(by_hand);
     Ok(bytes)
-}
-
-/// Appends what makes a request an authenticated one, integrity excepted. REALM and NONCE, which the server
-/// wants back as they were, are written by hand: stun-rs takes only quotable ASCII without spaces at its ends,
-/// and only 509 bytes of it. So is PASSWORD-ALGORITHMS, whose padding it changes.
-fn put_credentials(bytes: &mut Vec<u8>, seal: &Seal) -> Result<(), StunError> {
-    let mut put = |kind, what, value: &[u8], max| {
-        if value.len() > max {
-            return Err(StunError::Text { what, why: format!("it is longer than {max} bytes") });
-        }
-        raw::put_attribute(bytes, kind, value);
-        Ok(())
-    };
-    match &seal.user {
-        User::Name(name) => {
-            let name = opaque_string(USER_NAME, name)?;
-            put(raw::USERNAME, USER_NAME, name.as_bytes(), MAX_USER_LEN)?;
-        }
-        User::Hash(hash) => put(raw::USERHASH, USER_NAME, hash, hash.len())?,
-    }
-    put(raw::REALM, "the realm", seal.realm.as_bytes(), MAX_TEXT_LEN)?;
-    put(raw::NONCE, "the nonce", seal.nonce.as_bytes(), MAX_TEXT_LEN)?;
-    if let Some((algorithms, chosen)) = &seal.algorithms {
-        put(raw::PASSWORD_ALGORITHMS, "PASSWORD-ALGORITHMS", algorithms, MAX_ALGORITHMS_LEN)?;
-        // It has no parameters.
-        put(raw::PASSWORD_ALGORITHM, "PASSWORD-ALGORITHM", &[0, chosen.number(), 0, 0], 4)?;
-    }
-    Ok(())
 }
 
 impl From<Class> for MessageClass {

@@ -1,4 +1,4 @@
-//! `SupervisorActor`: starts sessions and TURN clients, restarts whatever ended, fans events out.
+//! `SupervisorActor`: starts sessions, TURN clients and relays, restarts whatever ended, fans events out.
 //!
 //! It is the one owner of restarts. Children tell it how they ended (`link.rs`); `supervisor/restart.rs` says
 //! when they come again; at that time the child is told to start its part afresh. What it keeps for each child
@@ -12,9 +12,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::{ChildId, ConfigError, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::config::{ChildId, ConfigError, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Event, EventKind};
 use crate::link::ChildEnded;
+use crate::relay::TcpRelayActor;
 use crate::session::{GetSession, RelaySessionActor, SessionInfo};
 use crate::slots::Slot;
 use crate::sockopt::SocketError;
@@ -48,14 +49,23 @@ pub struct StartTurn {
     pub config: TurnConfig,
 }
 
-/// Why a session or a TURN client could not be started.
+/// Starts a TCP relay. It listens when the answer comes. The address is good until the relay's actor panics;
+/// [`InRelay`] reaches the actor that replaced it.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<Addr<TcpRelayActor>, StartError>")]
+pub struct StartRelay {
+    /// Its name must not be in use below this supervisor.
+    pub config: RelayConfig,
+}
+
+/// Why a session, a TURN client or a relay could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The configuration makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is a session or a TURN client of this name.
+    /// There is a session, a TURN client or a relay of this name.
     #[error("the name '{0}' is taken already")]
     NameTaken(ChildId),
     /// A socket could not be had: the port is in use, the address is not this machine's, …
@@ -74,6 +84,22 @@ pub enum StartError {
         /// Which address, which step, what the system said.
         source: SocketError,
     },
+    /// The same for a relay.
+    #[error("relay '{relay}': {source}")]
+    RelaySocket {
+        /// The relay's name.
+        relay: ChildId,
+        /// Which address, which step, what the system said.
+        source: SocketError,
+    },
+    /// A realm, a user name or a password that no relay can have (RFC 8265).
+    #[error("relay '{relay}': {why}")]
+    RelayUsers {
+        /// The relay's name.
+        relay: ChildId,
+        /// Which of them, and what is wrong. No password is repeated.
+        why: String,
+    },
     /// No thread could be started for it.
     #[error("starting a thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -82,17 +108,17 @@ pub enum StartError {
     ShutDown,
 }
 
-/// There is no such session or TURN client, or it is between two lives, or the name is that of the other kind.
+/// There is no such session, TURN client or relay, or it is between two lives, or the name is that of another kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such child '{0}' is running")]
 pub struct NoSession(pub ChildId);
 
-/// Ends a session or a TURN client: what it holds is sent (for at most 0.5 s), its connections are closed, its
-/// allocation is deleted, its ports are free when the answer comes.
+/// Ends a session, a TURN client or a relay: what it holds is sent (for at most 0.5 s), its connections are closed, its
+/// allocation is deleted, a relay's sides are told to come back; its ports are free when the answer comes.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), NoSession>")]
 pub struct StopSession {
-    /// The name of the one or the other.
+    /// The name of the one that is meant.
     pub session: ChildId,
 }
 
@@ -130,6 +156,23 @@ where
     type Result = Result<M::Result, NoSession>;
 }
 
+/// A message for a relay's actor, whichever life it is in: [`GetRelay`](crate::relay::GetRelay) or
+/// [`GetPairs`](crate::relay::GetPairs).
+#[derive(Clone, Debug)]
+pub struct InRelay<M> {
+    /// The relay's name.
+    pub relay: ChildId,
+    /// What it is asked.
+    pub message: M,
+}
+
+impl<M: Message + 'static> Message for InRelay<M>
+where
+    M::Result: 'static,
+{
+    type Result = Result<M::Result, NoSession>;
+}
+
 /// Asks all sessions how they are; one that does not answer within a second is left out.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Vec<SessionInfo>")]
@@ -155,7 +198,7 @@ pub struct Unsubscribe {
     pub recipient: Recipient<Event>,
 }
 
-/// Stops all sessions and TURN clients in order, then their threads, then the supervisor; takes at most 2 s. When
+/// Stops all sessions, TURN clients and relays in order, then their threads, then the supervisor; takes at most 2 s. When
 /// the answer comes, the subscribers have had their last events. A thread that hangs in the system's resolver is
 /// left behind; the end of the actix system may still wait for it.
 #[derive(Clone, Copy, Debug, Message)]
@@ -188,7 +231,7 @@ impl Reporter {
     }
 }
 
-/// Supervises any number of sessions and TURN clients. Lives until [`Shutdown`]; when it is gone, so are they.
+/// Supervises any number of sessions, TURN clients and relays. Lives until [`Shutdown`]; when it is gone, so are they.
 #[derive(Debug)]
 pub struct SupervisorActor {
     pub(crate) config: SupervisorConfig,
@@ -243,6 +286,14 @@ impl Handler<StartTurn> for SupervisorActor {
     }
 }
 
+impl Handler<StartRelay> for SupervisorActor {
+    type Result = Result<Addr<TcpRelayActor>, StartError>;
+
+    fn handle(&mut self, message: StartRelay, ctx: &mut Self::Context) -> Self::Result {
+        self.start_relay(message.config, ctx)
+    }
+}
+
 impl Handler<StopSession> for SupervisorActor {
     type Result = ResponseFuture<Result<(), NoSession>>;
 
@@ -288,6 +339,24 @@ where
         Box::pin(async move {
             let addr = addr.ok_or_else(|| NoSession(turn.clone()))?;
             addr.send(message).await.map_err(|_| NoSession(turn))
+        })
+    }
+}
+
+impl<M> Handler<InRelay<M>> for SupervisorActor
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+    TcpRelayActor: Handler<M>,
+{
+    type Result = ResponseFuture<Result<M::Result, NoSession>>;
+
+    fn handle(&mut self, message: InRelay<M>, _: &mut Self::Context) -> Self::Result {
+        let InRelay { relay, message } = message;
+        let addr = self.slots.get(&relay).and_then(Slot::relay).cloned();
+        Box::pin(async move {
+            let addr = addr.ok_or_else(|| NoSession(relay.clone()))?;
+            addr.send(message).await.map_err(|_| NoSession(relay))
         })
     }
 }

@@ -228,5 +228,6 @@ async fn copy(
         }
         each(len);
         to.write_all(&buffer[..len]).await?;
+        to.flush().await?;
     }
 }

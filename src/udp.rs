@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,12 @@ use crate::datagrams::{Framing, Received};
 use crate::event::{Cause, EventKind};
 use crate::lane::{Lane, LaneMaker, LinkId, UdpParty};
 use crate::link::{Ending, Obituary};
+use crate::relay_paths::ChannelPath;
 use crate::supervisor::Reporter;
 use crate::tcp::report_unreachable;
 use crate::turn_path::PeerPath;
 use crate::udp_io::UdpIo;
+use crate::udp_relayed::RelayedApplications;
 use sources::Sources;
 
 pub(crate) mod sources;
@@ -80,6 +82,30 @@ pub(crate) enum Intake {
     Applications(Box<Applications>),
     Service(Arc<Lane>),
     Forward(Forward),
+    /// Local applications whose datagrams go through a relay.
+    Relayed(Box<RelayedApplications>),
+    /// A service that a peer reaches through a relay.
+    RelayedService(Arc<ChannelPath>),
+}
+
+impl Intake {
+    /// Forgets who has been idle for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Applications(applications) => applications.poll_idle(cx),
+            Self::Relayed(applications) => applications.poll_idle(cx),
+            Self::Service(_) | Self::Forward(_) | Self::RelayedService(_) => {}
+        }
+    }
+
+    /// What remembers that the service answers "port unreachable".
+    fn unreachable(&self) -> Option<&AtomicBool> {
+        match self {
+            Self::Service(lane) => Some(&lane.unreachable),
+            Self::RelayedService(path) => Some(&path.unreachable),
+            Self::Applications(_) | Self::Forward(_) | Self::Relayed(_) => None,
+        }
+    }
 }
 
 /// A local socket whose application sends to one TURN peer: the server has one way to it, so one is served at a time.
@@ -288,13 +314,18 @@ impl UdpEndpointActor {
                     }
                 }
                 Intake::Forward(forward) => forward.take(now, source, received, reporter),
+                Intake::Relayed(applications) => applications.take(now, source, received),
+                Intake::RelayedService(path) => {
+                    path.send(now, received);
+                    if path.unreachable.swap(false, Relaxed) {
+                        reporter.report(EventKind::ServiceReachable { service: source.to });
+                    }
+                }
             });
             match done {
                 Poll::Pending => {
                     // After the receive: that may have admitted the first source, and set the alarm.
-                    if let Intake::Applications(applications) = intake {
-                        applications.poll_idle(cx);
-                    }
+                    intake.poll_idle(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(())) => self.errors = 0,
@@ -305,9 +336,7 @@ impl UdpEndpointActor {
                 }
             }
         }
-        if let Intake::Applications(applications) = &mut self.intake {
-            applications.poll_idle(cx);
-        }
+        self.intake.poll_idle(cx);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -315,10 +344,10 @@ impl UdpEndpointActor {
     /// An error is about one datagram sent before, not about the socket, unless there is nothing else.
     fn on_error(&mut self, error: &io::Error) -> Option<Ending> {
         self.errors += 1;
-        if let (ErrorKind::ConnectionRefused, Intake::Service(lane), Some(service)) =
-            (error.kind(), &self.intake, self.io.peer())
+        if let (ErrorKind::ConnectionRefused, Some(known), Some(service)) =
+            (error.kind(), self.intake.unreachable(), self.io.peer())
         {
-            report_unreachable(lane, &self.reporter, service);
+            report_unreachable(known, &self.reporter, service);
         } else {
             tracing::debug!(%error, local = %self.io.local(), "receiving UDP failed");
         }

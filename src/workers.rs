@@ -36,6 +36,17 @@ impl Workers {
         Ok(self.arbiters[self.turn].handle())
     }
 
+    /// All of them, for who spreads its work.
+    pub(crate) fn all(&mut self) -> io::Result<Vec<ArbiterHandle>> {
+        if self.limit == 0 {
+            return Ok(vec![self.next()?]);
+        }
+        while self.arbiters.len() < self.limit {
+            self.arbiters.push(Arbiter::try_new()?);
+        }
+        Ok(self.arbiters.iter().map(Arbiter::handle).collect())
+    }
+
     /// Ends the threads and waits for them, but not for long. Their actors are to be gone already.
     pub(crate) async fn join(self) {
         for arbiter in &self.arbiters {

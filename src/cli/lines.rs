@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use actix_relay::config::ChildId;
-use actix_relay::event::{Event, EventKind, TurnEvent};
+use actix_relay::event::{Cause, Event, EventKind, RelayEvent, TurnEvent};
 use actix_relay::turn::TurnError;
 use serde::Serialize;
 
@@ -46,12 +46,14 @@ impl Voice {
                 EventKind::GaveUp { .. }
                     | EventKind::ActorPanicked { .. }
                     | EventKind::AcceptPaused { .. }
+                    | EventKind::PeerDisconnected { cause: Cause::Superseded, .. }
                     | EventKind::Turn(TurnEvent::AllocationFailed { retry_in: None, .. })
                     // Asked again and again, but the answer will be the same.
                     | EventKind::Turn(TurnEvent::AllocationFailed {
                         error: TurnError::Unauthorized { .. }
                             | TurnError::NoCredentials
-                            | TurnError::UnusableCredentials(_),
+                            | TurnError::UnusableCredentials(_)
+                            | TurnError::Untrusted { .. },
                         ..
                     })
             ),
@@ -68,6 +70,9 @@ impl Voice {
                 let (connected, counters) = match sums {
                     EventKind::Stats { connected, counters } => (Some(*connected), value(counters)),
                     EventKind::Turn(TurnEvent::TurnStats { counters }) => (None, value(counters)),
+                    EventKind::Relay(RelayEvent::RelayStats { sides, counters, .. }) => {
+                        (Some(*sides), value(counters))
+                    }
                     _ => return None,
                 };
                 let time = time.to_string();
@@ -83,11 +88,14 @@ fn value(counters: &impl Serialize) -> serde_json::Value {
 }
 
 /// What `check` says of a file it has nothing against.
-pub(super) fn fine(file: &str, sessions: usize, turns: usize, json: bool) -> String {
+pub(super) fn fine(file: &str, sessions: usize, turns: usize, relays: usize, json: bool) -> String {
     if json {
-        return serde_json::json!({ "file": file, "sessions": sessions, "turns": turns }).to_string();
+        let counts =
+            serde_json::json!({ "file": file, "sessions": sessions, "turns": turns, "relays": relays });
+        return counts.to_string();
     }
-    let counted = [(sessions, "session"), (turns, "TURN client")].into_iter().filter(|(count, _)| *count > 0);
+    let all = [(sessions, "session"), (turns, "TURN client"), (relays, "relay")];
+    let counted = all.into_iter().filter(|(count, _)| *count > 0);
     let counts: Vec<_> =
         counted.map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" })).collect();
     format!("{file}: fine, {}", counts.join(" and "))
@@ -134,11 +142,14 @@ mod tests {
 
     #[test]
     fn what_a_fine_file_holds_is_counted() {
-        for (sessions, turns, counted) in
-            [(1, 0, "1 session"), (0, 2, "2 TURN clients"), (2, 1, "2 sessions and 1 TURN client")]
-        {
-            assert_eq!(fine("a", sessions, turns, false), format!("a: fine, {counted}"));
+        for (sessions, turns, relays, counted) in [
+            (1, 0, 0, "1 session"),
+            (0, 2, 0, "2 TURN clients"),
+            (2, 1, 0, "2 sessions and 1 TURN client"),
+            (0, 0, 1, "1 relay"),
+        ] {
+            assert_eq!(fine("a", sessions, turns, relays, false), format!("a: fine, {counted}"));
         }
-        assert_eq!(fine("a", 2, 1, true), r#"{"file":"a","sessions":2,"turns":1}"#);
+        assert_eq!(fine("a", 2, 1, 0, true), r#"{"file":"a","relays":0,"sessions":2,"turns":1}"#);
     }
 }

@@ -1,4 +1,4 @@
-//! The tables of a file that name a TURN server: their passwords are fetched from where the table says they are.
+//! The tables of a file that name a TURN server, or the users of a relay: their passwords are fetched from where the table says they are.
 //!
 //! Done before the file becomes a configuration, which knows `password` only.
 
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use actix_relay::config::TurnUri;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
+use super::relay_args::{users_in_environment, users_in_file};
 use crate::passwords::Passwords;
 
 /// Where a file is wrong, and how.
@@ -23,7 +24,8 @@ pub(super) fn fetch(file: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result
     each(file, "session", &mut |session| {
         each(session, "remote", &mut |remote| fetch_one(remote, "turn", passwords))?;
         each(session, "turn_listen", &mut |listen| fetch_one(listen, "server", passwords))
-    })
+    })?;
+    each(file, "relay", &mut |relay| fetch_accounts(relay, passwords))
 }
 
 /// Does it with the table of this name, or with all of them.
@@ -49,6 +51,10 @@ fn fetch_one(table: &mut DeTable<'_>, server: &str, passwords: &dyn Passwords) -
     if let Some((span, uri)) = text(table, server)? {
         uri.parse::<TurnUri>().map_err(|error| (span, error.to_string()))?;
     }
+    fetch_password(table, passwords)
+}
+
+fn fetch_password(table: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result<(), Wrong> {
     let user = text(table, "user")?.map(|(span, _)| span);
     let mut given = Vec::new();
     for place in PLACES {
@@ -71,9 +77,63 @@ fn fetch_one(table: &mut DeTable<'_>, server: &str, passwords: &dyn Passwords) -
     };
     let password = password.map_err(|why| (span.clone(), format!("{place}: {why}")))?;
     table.remove(place);
-    let value = DeValue::String(Cow::Owned(password.expose().to_owned()));
-    table.insert(Spanned::new(span.clone(), Cow::Borrowed("password")), Spanned::new(span, value));
+    put(table, "password", span, string(password.expose()));
     Ok(())
+}
+
+/// Puts `users` and `shared_key` into the table of a relay that names places for them.
+fn fetch_accounts(relay: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result<(), Wrong> {
+    each(relay, "users", &mut |user| fetch_password(user, passwords))?;
+    let (file, variable) = (take(relay, "users_file")?, take(relay, "users_env")?);
+    for (place, given) in [("users_file", file), ("users_env", variable)] {
+        let Some((span, value)) = given else { continue };
+        let users = match place {
+            "users_file" => users_in_file(passwords, Path::new(&value)),
+            _ => users_in_environment(passwords, &value),
+        };
+        let users = users.map_err(|why| (span.clone(), format!("{place}: {why}")))?;
+        let tables = users.iter().map(|both| {
+            let mut table = DeTable::new();
+            put(&mut table, "user", span.clone(), string(&both.user));
+            put(&mut table, "password", span.clone(), string(both.password.expose()));
+            Spanned::new(span.clone(), DeValue::Table(table))
+        });
+        if let Some(DeValue::Array(named)) = relay.get_mut("users").map(Spanned::get_mut) {
+            tables.for_each(|user| named.push(user));
+        } else {
+            let mut named = DeArray::new();
+            tables.for_each(|user| named.push(user));
+            put(relay, "users", span.clone(), DeValue::Array(named));
+        }
+    }
+    // It has to be a text, and is not to be repeated where it is none.
+    text(relay, "shared_key")?;
+    let (file, variable) = (take(relay, "shared_key_file")?, take(relay, "shared_key_env")?);
+    let (place, span, key) = match (file, variable) {
+        (None, None) => return Ok(()),
+        (Some(_), Some((span, _))) => {
+            return Err((span, "shared_key_file and shared_key_env exclude each other".to_owned()));
+        }
+        (Some((span, file)), None) => ("shared_key_file", span, passwords.in_file(Path::new(&file))),
+        (None, Some((span, variable))) => ("shared_key_env", span, passwords.in_environment(&variable)),
+    };
+    let key = key.map_err(|why| (span.clone(), format!("{place}: {why}")))?;
+    put(relay, "shared_key", span, string(key.expose()));
+    Ok(())
+}
+
+fn string(text: &str) -> DeValue<'static> {
+    DeValue::String(Cow::Owned(text.to_owned()))
+}
+
+fn put<'i>(table: &mut DeTable<'i>, key: &'static str, span: Range<usize>, value: DeValue<'i>) {
+    table.insert(Spanned::new(span.clone(), Cow::Borrowed(key)), Spanned::new(span, value));
+}
+
+fn take(table: &mut DeTable<'_>, key: &str) -> Result<Option<(Range<usize>, String)>, Wrong> {
+    let given = text(table, key)?.map(|(span, value)| (span, value.to_owned()));
+    table.remove(key);
+    Ok(given)
 }
 
 fn text<'t>(table: &'t DeTable<'_>, key: &str) -> Result<Option<(Range<usize>, &'t str)>, Wrong> {
@@ -123,7 +183,7 @@ mod tests {
             ("user = 'alice'", "'alice': user needs one of password, password_file, password_env"),
             ("password_env = 'PW'", "'PW': password_env needs user"),
             ("user = 1", "1: user must be a text"),
-            ("server = 'turns:h'", "'turns:h': 'turns:h' is not the URI"),
+            ("server = 'stun:h'", "'stun:h': 'stun:h' is not the URI"),
             ("user = 'a'\npassword_file = 'x'", "'x': password_file: no such file"),
             ("user = 'a'\npassword_env = 'X'", "'X': password_env: X is not set"),
             ("user = 'a'\npassword_env = ['PW']", "['PW']: password_env must be a text"),

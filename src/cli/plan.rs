@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use actix_relay::config::{ChildId, ConfigError, SessionConfig, SupervisorConfig, TurnConfig};
+use actix_relay::config::{
+    ChildId, ConfigError, RelayConfig, ServerCertificate, SessionConfig, SupervisorConfig, TurnConfig,
+};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, Deserializer};
@@ -13,11 +15,12 @@ use super::passwords::fetch;
 use super::values::{MAX_WORKERS, WORKERS_EXPECTED, interval};
 use crate::passwords::Passwords;
 
-/// The sessions, the TURN clients and their supervisor.
-#[derive(Debug)]
+/// The sessions, the TURN clients, the relays and their supervisor.
+#[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) sessions: Vec<SessionConfig>,
     pub(super) turns: Vec<TurnConfig>,
+    pub(super) relays: Vec<RelayConfig>,
     pub(super) supervisor: SupervisorConfig,
 }
 
@@ -37,6 +40,8 @@ struct File {
     session: Vec<Spanned<SessionConfig>>,
     #[serde(default)]
     turn: Vec<Spanned<TurnConfig>>,
+    #[serde(default)]
+    relay: Vec<Spanned<RelayConfig>>,
 }
 
 #[derive(Deserialize)]
@@ -57,8 +62,9 @@ impl Plan {
         fetch(root.get_mut(), passwords)
             .map_err(|(at, message)| Mistake { line: Some(line_at(text, at.start)), message })?;
         let file = File::deserialize(Deserializer::from(root)).map_err(wrong)?;
-        if file.session.is_empty() && file.turn.is_empty() {
-            return Err(Mistake { line: None, message: "no [[session]] and no [[turn]] in it".to_owned() });
+        if file.session.is_empty() && file.turn.is_empty() && file.relay.is_empty() {
+            let message = "no [[session]], no [[turn]] and no [[relay]] in it".to_owned();
+            return Err(Mistake { line: None, message });
         }
         let mut names = Names { text, taken: HashMap::new() };
         for session in &file.session {
@@ -69,16 +75,36 @@ impl Plan {
             let config = turn.get_ref();
             names.check(turn.span(), "turn", &config.name, config.validate())?;
         }
+        for relay in &file.relay {
+            let config = relay.get_ref();
+            names.check(relay.span(), "relay", &config.name, config.validate())?;
+        }
         Ok(Self {
             supervisor: supervisor(text, file.supervisor)?,
             sessions: file.session.into_iter().map(Spanned::into_inner).collect(),
             turns: file.turn.into_iter().map(Spanned::into_inner).collect(),
+            relays: file.relay.into_iter().map(Spanned::into_inner).collect(),
         })
+    }
+
+    /// Whether a certificate from files is shown to peers.
+    pub(super) fn shows_files(&self) -> bool {
+        let of_sessions = self.sessions.iter().filter_map(|session| session.listen_tls.as_ref());
+        let of_relays = self.relays.iter().filter_map(|relay| relay.tls.as_ref());
+        of_sessions.chain(of_relays).any(|tls| matches!(tls.certificate, ServerCertificate::Files(_)))
+    }
+
+    /// The first relay that listens without TLS.
+    pub(super) fn plain_relay(&self) -> Option<&RelayConfig> {
+        self.relays.iter().find(|relay| relay.tls.is_none())
     }
 
     /// The first address on which anybody who reaches it is let in, and its session.
     pub(super) fn open_to_anybody(&self) -> Option<(&SessionConfig, SocketAddr)> {
-        let unlimited = self.sessions.iter().filter(|session| session.allow.is_empty());
+        let pins = |session: &SessionConfig| {
+            session.listen_tls.as_ref().is_some_and(|tls| !tls.client_pins.is_empty())
+        };
+        let unlimited = self.sessions.iter().filter(|session| session.allow.is_empty() && !pins(session));
         unlimited
             .flat_map(|session| session.local_tcp.iter().map(move |addr| (session, *addr)))
             .find(|(_, addr)| !addr.ip().to_canonical().is_loopback())
@@ -136,7 +162,9 @@ fn line_at(text: &str, at: usize) -> usize {
 
 fn line_of_field(text: &str, table: Range<usize>, error: &ConfigError) -> usize {
     match error {
-        ConfigError::Invalid { field, .. } | ConfigError::InvalidTurn { field, .. } => {
+        ConfigError::Invalid { field, .. }
+        | ConfigError::InvalidTurn { field, .. }
+        | ConfigError::InvalidRelay { field, .. } => {
             // `remote.peer` stands in the value of `remote`.
             line_of(text, table, field.split('.').next().unwrap_or(field))
         }
@@ -203,6 +231,14 @@ server = "turn:example.org"
 user = "alice"
 password_env = "PW"
 permit = ["192.0.2.1"]
+
+[[relay]]
+name = "relay"
+local_tcp = ["127.0.0.1:0"]
+realm = "r"
+users = [{ user = "carol", password_file = "pw" }]
+users_file = "users"
+shared_key_env = "PW"
 "#;
 
     fn mistake(text: &str) -> (Option<usize>, String) {
@@ -226,6 +262,13 @@ permit = ["192.0.2.1"]
         ] {
             assert_eq!(server.credentials, Some(Credentials::Fixed(UserPassword::new("alice", password))));
         }
+        let relay = &plan.relays[0];
+        let users = relay.users.iter().map(|both| (both.user.as_str(), both.password.expose()));
+        assert_eq!(
+            users.collect::<Vec<_>>(),
+            [("carol", "of the file"), ("alice", "of the lines"), ("bob", "too")]
+        );
+        assert_eq!(relay.shared_key, Some("of the environment".into()));
         assert!(!format!("{plan:?}").contains("hunter2"));
     }
 
@@ -244,7 +287,7 @@ permit = ["192.0.2.1"]
             ("\"example.org:1\"", "\"example.org:1", 13, "invalid"),
             ("example.org:1", "example.org", 13, "'example.org' is not a host and port"),
             ("\"game\"", "\"far\"", 18, "there is a session 'far' already"),
-            ("turn:example.org\"\nuser", "turns:example.org\"\nuser", 19, "TLS to a TURN server"),
+            ("turn:example.org\"\nuser", "stun:example.org\"\nuser", 19, "a STUN server relays nothing"),
             ("turn:example.org\"\nuser", "turn:a:hunter2@h\"\nuser", 19, "user and password are given apart"),
             ("= \"hunter2\"", "= hunter2", 21, "must be quoted"),
             ("= \"hunter2\"", "= \"hunter2", 21, "invalid basic string"),
@@ -261,6 +304,18 @@ permit = ["192.0.2.1"]
             ("peer = \"192.0.2.1:2\"", "per = 1", 22, "unknown field `per`"),
             ("\"pw\"", "\"nowhere\"", 26, "password_file: no such file"),
             ("192.0.2.1:5", "0.0.0.0:5", 26, "session 'through': remote.peer must name"),
+            ("user = \"carol\"", "user = \"bob\"", 42, "relay 'relay': users must not name a user twice"),
+            (
+                "user = \"carol\", password_file = \"pw\"",
+                "user = \"carol\"",
+                42,
+                "user needs one of password",
+            ),
+            ("\"users\"", "\"nowhere\"", 43, "users_file: no such file"),
+            ("users_file = \"users\"", "users_env = 1", 43, "users_env must be a text"),
+            ("shared_key_env = \"PW\"", "shared_key_env = \"X\"", 44, "shared_key_env: X is not set"),
+            ("shared_key_env = \"PW\"", "shared_key = 4711", 44, "shared_key must be a text"),
+            ("realm = \"r\"", "realm = \"\"", 41, "relay 'relay': realm must have"),
             ("permit = [\"192.0.2.1\"]", "permit = []", 29, "turn_listen.permit must name 1 to 256"),
         ] {
             let (at, message) = mistake(&GOOD.replace(good, bad));
@@ -272,7 +327,7 @@ permit = ["192.0.2.1"]
 
     #[test]
     fn a_file_without_sessions_is_refused() {
-        assert_eq!(mistake("").1, "no [[session]] and no [[turn]] in it");
+        assert_eq!(mistake("").1, "no [[session]], no [[turn]] and no [[relay]] in it");
         assert_eq!(mistake("[supervisor]\nworkers = 1\n").0, None);
     }
 

@@ -50,7 +50,14 @@ impl Protocol {
 #[derive(Debug)]
 struct Entry {
     batch: Batch,
-    expires: Instant,
+    /// `None`: it is to be dropped as soon as the stream does not hold it.
+    expires: Option<Instant>,
+}
+
+impl Entry {
+    fn is_over(&self, now: Instant) -> bool {
+        self.expires.is_none_or(|expires| expires <= now)
+    }
 }
 
 /// Datagrams dropped since they were last asked for.
@@ -103,6 +110,8 @@ pub(crate) struct Queue {
     /// The head's first frame.
     begun: Begun,
     lent: Lent,
+    /// Data may come in but not go out, but for the rest of a begun frame.
+    held: bool,
     dropped: Dropped,
     /// Whole messages, but for the first if the stream has taken a part of it.
     control: VecDeque<Bytes>,
@@ -119,6 +128,7 @@ impl Queue {
             max_age,
             begun: Begun::default(),
             lent: Lent::Nothing,
+            held: false,
             dropped: Dropped::default(),
             control: VecDeque::new(),
             control_len: 0,
@@ -128,6 +138,11 @@ impl Queue {
     /// The age limit of what is pushed from now on; what is queued keeps the one it came with.
     pub(crate) fn set_max_age(&mut self, max_age: Duration) {
         self.max_age = max_age;
+    }
+
+    /// While it is held, data may come in but not go out; control messages may.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -150,7 +165,7 @@ impl Queue {
         }
         if batch.datagrams > 0 {
             self.weight += weight(batch.frames.len(), batch.datagrams);
-            self.entries.push_back(Entry { batch, expires: now + self.max_age });
+            self.entries.push_back(Entry { batch, expires: Some(now + self.max_age) });
         }
     }
 
@@ -183,17 +198,21 @@ impl Queue {
         Ok(())
     }
 
+    pub(crate) fn control_len(&self) -> usize {
+        self.control_len
+    }
+
     /// Drops what is too old.
     pub(crate) fn expire(&mut self, now: Instant) {
         let is_lent = self.lent == Lent::Data;
         let mut first = usize::from(is_lent);
         if self.begun.left > 0 && !is_lent {
-            if self.entries.front().is_some_and(|head| head.expires <= now) {
-                self.keep_begun_only();
+            if self.entries.front().is_some_and(|head| head.is_over(now)) {
+                self.dropped.expired += self.keep_begun_only();
             }
             first = 1;
         }
-        while self.entries.get(first).is_some_and(|entry| entry.expires <= now) {
+        while self.entries.get(first).is_some_and(|entry| entry.is_over(now)) {
             if let Some(Entry { batch, .. }) = self.entries.remove(first) {
                 self.weight -= weight(batch.frames.len(), batch.datagrams);
                 self.dropped.expired += batch.datagrams;
@@ -201,12 +220,32 @@ impl Queue {
         }
     }
 
-    fn keep_begun_only(&mut self) {
+    /// Drops the head's frames behind the begun one, and says how many they were.
+    fn keep_begun_only(&mut self) -> u64 {
         let Begun { left, payload } = self.begun;
-        if let Some(Entry { batch, .. }) = self.entries.front_mut() {
-            self.weight -= weight(batch.frames.len() - left, batch.datagrams - 1);
-            self.dropped.expired += batch.datagrams - 1;
-            *batch = Batch { frames: first(&batch.frames, left), datagrams: 1, payload };
+        let Some(Entry { batch, .. }) = self.entries.front_mut() else { return 0 };
+        let dropped = batch.datagrams - 1;
+        self.weight -= weight(batch.frames.len() - left, dropped);
+        *batch = Batch { frames: first(&batch.frames, left), datagrams: 1, payload };
+        dropped
+    }
+
+    /// Drops all data that the stream has not begun to take.
+    pub(crate) fn drop_data(&mut self) {
+        let keeps_head = self.lent == Lent::Data || self.begun.left > 0;
+        while self.entries.len() > usize::from(keeps_head)
+            && let Some(Entry { batch, .. }) = self.entries.pop_back()
+        {
+            self.weight -= weight(batch.frames.len(), batch.datagrams);
+            self.dropped.cut += batch.datagrams;
+        }
+        if self.lent == Lent::Data {
+            // How much of it the stream takes, `advance` will say.
+            if let Some(head) = self.entries.front_mut() {
+                head.expires = None;
+            }
+        } else if keeps_head {
+            self.dropped.cut += self.keep_begun_only();
         }
     }
 
@@ -216,13 +255,14 @@ impl Queue {
     pub(crate) fn front(&mut self, now: Instant, max: usize) -> Option<Bytes> {
         self.expire(now);
         let begun = self.begun.left;
-        if let Some(message) = self.control.front() {
-            if begun == 0 {
-                self.lent = Lent::Control;
-                return Some(message.clone());
-            }
+        if let Some(message) = self.control.front().filter(|_| begun == 0) {
+            self.lent = Lent::Control;
+            return Some(message.clone());
+        }
+        if self.held || !self.control.is_empty() {
+            let head = self.entries.front().filter(|_| begun > 0)?;
             self.lent = Lent::Data;
-            return Some(self.entries.front()?.batch.frames.slice(..begun));
+            return Some(head.batch.frames.slice(..begun));
         }
         let frames = &self.entries.front()?.batch.frames;
         self.lent = Lent::Data;

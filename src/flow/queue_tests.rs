@@ -175,7 +175,10 @@ fn what_is_taken_to_go_another_way_is_whole() {
 enum Step {
     Push(Vec<usize>),
     Control(usize),
-    Take(usize, usize),
+    /// The last: whether the data is dropped while the stream takes it.
+    Take(usize, usize, bool),
+    Part,
+    Hold(bool),
     Wait(u64),
     Restart,
     MaxAge(u64),
@@ -185,7 +188,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => prop::collection::vec(prop_oneof![Just(0), 1..2000usize], 1..8).prop_map(Step::Push),
         2 => (0..60usize).prop_map(Step::Control),
-        4 => (1..20_000usize, 0..30_000usize).prop_map(|(max, taken)| Step::Take(max, taken)),
+        4 => (1..20_000usize, 0..30_000usize, prop::bool::weighted(0.1))
+            .prop_map(|(max, taken, parts)| Step::Take(max, taken, parts)),
+        1 => Just(Step::Part),
+        1 => any::<bool>().prop_map(Step::Hold),
         3 => (0..40u64).prop_map(Step::Wait),
         1 => Just(Step::Restart),
         1 => (1..100u64).prop_map(Step::MaxAge),
@@ -200,6 +206,9 @@ struct Model {
     max_age: Duration,
     /// Of each datagram ever pushed.
     deadlines: Vec<Instant>,
+    /// Those before this one are not to be begun any more.
+    parted: usize,
+    held: bool,
     stream: Vec<u8>,
     /// Bytes of the whole messages at the beginning of `stream`.
     whole: usize,
@@ -218,6 +227,8 @@ impl Model {
             now: start(),
             max_age: AGE,
             deadlines: Vec::new(),
+            parted: 0,
+            held: false,
             stream: Vec::new(),
             whole: 0,
             received: Finished::default(),
@@ -255,7 +266,13 @@ impl Model {
         }
     }
 
-    fn take(&mut self, max: usize, taken: usize) -> Result<bool, TestCaseError> {
+    fn part(&mut self) {
+        self.queue.drop_data();
+        self.parted = self.deadlines.len();
+    }
+
+    /// With `parts`, the data is dropped while the stream holds a part of it.
+    fn take(&mut self, max: usize, taken: usize, parts: bool) -> Result<bool, TestCaseError> {
         let begun = self.queue.begun.left;
         let Some(bytes) = self.queue.front(self.now, max) else { return Ok(false) };
         prop_assert!(bytes.len() <= max.max(2004));
@@ -263,16 +280,21 @@ impl Model {
             Some(_) if begun > 0 => prop_assert_eq!(bytes.len(), begun, "behind a begun frame"),
             Some(message) => prop_assert!(message.ends_with(&bytes), "control goes first"),
             None => {
+                prop_assert!(!self.held || bytes.len() == begun, "it is held");
                 if let Some(first) =
                     first_payload(self.protocol, &bytes[begun..]).filter(|data| data.len() >= 4)
                 {
                     let id = u32::from_be_bytes(first[..4].try_into().unwrap());
                     prop_assert!(self.deadlines[id as usize] > self.now, "too old");
+                    prop_assert!(id as usize >= self.parted, "dropped before");
                 }
             }
         }
         let taken = taken.min(bytes.len());
         self.stream.extend_from_slice(&bytes[..taken]);
+        if parts {
+            self.part();
+        }
         let finished = self.queue.advance(taken);
         self.finished.datagrams += finished.datagrams;
         self.finished.bytes += finished.bytes;
@@ -335,8 +357,13 @@ proptest! {
             match step {
                 Step::Push(lens) => model.push(&lens),
                 Step::Control(words) => model.push_control(words),
-                Step::Take(max, taken) => {
-                    model.take(max, taken)?;
+                Step::Take(max, taken, parts) => {
+                    model.take(max, taken, parts)?;
+                }
+                Step::Part => model.part(),
+                Step::Hold(held) => {
+                    model.held = held;
+                    model.queue.hold(held);
                 }
                 Step::Wait(ms) => model.now += Duration::from_millis(ms),
                 Step::Restart => {
@@ -352,7 +379,9 @@ proptest! {
             prop_assert!(model.queue.weight() <= limit);
             model.count_dropped();
         }
-        while model.take(20_000, usize::MAX)? {}
+        model.held = false;
+        model.queue.hold(false);
+        while model.take(20_000, usize::MAX, false)? {}
         model.count_dropped();
         prop_assert!(model.queue.is_empty() && model.queue.weight() == 0);
         prop_assert!(model.control.is_empty());

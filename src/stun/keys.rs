@@ -1,12 +1,18 @@
 //! What long-term credentials need: OpaqueString, keys, USERHASH, and the features that a nonce announces.
 
-use hmac::Mac;
 use hmac::digest::KeyInit;
+use hmac::{Hmac, Mac};
+use sha1::Sha1;
+use sha2::Sha256;
 use stun_rs::attributes::stun::UserHash;
 use stun_rs::{AlgorithmId, HMACKey};
 
-use super::raw::{ATTRIBUTE_HEADER_LEN, HEADER_LEN};
-use super::{Algorithm, Key, StunError, USER_NAME};
+use super::raw::{self, ATTRIBUTE_HEADER_LEN, HEADER_LEN};
+use super::{Algorithm, Integrity, Key, StunError, USER_NAME};
+
+/// The bytes of MESSAGE-INTEGRITY, and of MESSAGE-INTEGRITY-SHA256 uncut.
+const SHA1_LEN: usize = 20;
+pub(super) const SHA256_LEN: usize = 32;
 
 impl Key {
     /// The long-term key of user name, realm and password, all through OpaqueString.
@@ -40,6 +46,30 @@ impl Key {
         mac.update(&before[4..]);
         mac
     }
+
+    /// Whether the message carries this integrity, and it is right: see
+    /// [`Received::is_sealed_with`](super::Received::is_sealed_with).
+    pub(super) fn seals(&self, message: &[u8], integrity: Integrity) -> bool {
+        let Some((_, mut rest)) = raw::message(message) else { return false };
+        loop {
+            let before = &message[..message.len() - rest.len()];
+            match (raw::take_attribute(&mut rest), integrity) {
+                // Of another length it is no integrity, and may stand where no message can end.
+                (Some((raw::MESSAGE_INTEGRITY, value)), Integrity::Sha1) => {
+                    return value.len() == SHA1_LEN
+                        && self.mac::<Hmac<Sha1>>(before).verify_slice(value).is_ok();
+                }
+                (Some((raw::MESSAGE_INTEGRITY_SHA256, value)), Integrity::Sha256) => {
+                    return value.len() == SHA256_LEN
+                        && self.mac::<Hmac<Sha256>>(before).verify_slice(value).is_ok();
+                }
+                // MESSAGE-INTEGRITY does not count behind MESSAGE-INTEGRITY-SHA256, nor does anything behind
+                // FINGERPRINT.
+                (None | Some((raw::MESSAGE_INTEGRITY_SHA256 | raw::FINGERPRINT, _)), _) => return false,
+                (Some(_), _) => {}
+            }
+        }
+    }
 }
 
 /// USERHASH of a user name and realm (RFC 8489 §14.4).
@@ -55,7 +85,7 @@ pub(crate) fn user_hash(user: &str, realm: &str) -> Result<[u8; 32], StunError> 
 }
 
 /// A text after OpaqueString (RFC 8265 §4.2), which stun-rs shows only as the key of short-term credentials.
-pub(super) fn opaque_string(what: &'static str, text: &str) -> Result<String, StunError> {
+pub(crate) fn opaque_string(what: &'static str, text: &str) -> Result<String, StunError> {
     if text.is_empty() {
         return Err(StunError::Text { what, why: "it is empty".into() });
     }

@@ -4,34 +4,36 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::BufMut;
 
-use super::TransactionId;
+use super::{Class, Method, TransactionId};
 
-pub(super) const HEADER_LEN: usize = 20;
-pub(super) const ATTRIBUTE_HEADER_LEN: usize = 4;
+pub(crate) const HEADER_LEN: usize = 20;
+pub(crate) const ATTRIBUTE_HEADER_LEN: usize = 4;
 const MAGIC_COOKIE: u32 = 0x2112_a442;
 
 /// What a message's length can say at most: it is a multiple of 4.
-pub(super) const MAX_BODY_LEN: usize = 0xfffc;
+pub(crate) const MAX_BODY_LEN: usize = 0xfffc;
 
-pub(super) const USERNAME: u16 = 0x0006;
-pub(super) const MESSAGE_INTEGRITY: u16 = 0x0008;
-pub(super) const ERROR_CODE: u16 = 0x0009;
-pub(super) const LIFETIME: u16 = 0x000d;
-pub(super) const XOR_PEER_ADDRESS: u16 = 0x0012;
-pub(super) const DATA: u16 = 0x0013;
-pub(super) const REALM: u16 = 0x0014;
-pub(super) const NONCE: u16 = 0x0015;
-pub(super) const XOR_RELAYED_ADDRESS: u16 = 0x0016;
-pub(super) const REQUESTED_TRANSPORT: u16 = 0x0019;
-pub(super) const MESSAGE_INTEGRITY_SHA256: u16 = 0x001c;
-pub(super) const PASSWORD_ALGORITHM: u16 = 0x001d;
-pub(super) const USERHASH: u16 = 0x001e;
-pub(super) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
-pub(super) const CONNECTION_ID: u16 = 0x002a;
-pub(super) const PASSWORD_ALGORITHMS: u16 = 0x8002;
-pub(super) const ICMP: u16 = 0x8004;
-pub(super) const ALTERNATE_SERVER: u16 = 0x8023;
-pub(super) const FINGERPRINT: u16 = 0x8028;
+pub(crate) const USERNAME: u16 = 0x0006;
+pub(crate) const MESSAGE_INTEGRITY: u16 = 0x0008;
+pub(crate) const ERROR_CODE: u16 = 0x0009;
+pub(crate) const UNKNOWN_ATTRIBUTES: u16 = 0x000a;
+pub(crate) const LIFETIME: u16 = 0x000d;
+pub(crate) const XOR_PEER_ADDRESS: u16 = 0x0012;
+pub(crate) const DATA: u16 = 0x0013;
+pub(crate) const REALM: u16 = 0x0014;
+pub(crate) const NONCE: u16 = 0x0015;
+pub(crate) const XOR_RELAYED_ADDRESS: u16 = 0x0016;
+pub(crate) const REQUESTED_TRANSPORT: u16 = 0x0019;
+pub(crate) const MESSAGE_INTEGRITY_SHA256: u16 = 0x001c;
+pub(crate) const PASSWORD_ALGORITHM: u16 = 0x001d;
+pub(crate) const USERHASH: u16 = 0x001e;
+pub(crate) const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+pub(crate) const CONNECTION_ID: u16 = 0x002a;
+pub(crate) const PASSWORD_ALGORITHMS: u16 = 0x8002;
+pub(crate) const ALTERNATE_DOMAIN: u16 = 0x8003;
+pub(crate) const ICMP: u16 = 0x8004;
+pub(crate) const ALTERNATE_SERVER: u16 = 0x8023;
+pub(crate) const FINGERPRINT: u16 = 0x8028;
 
 /// Whether an attribute may be passed over: it is comprehension-optional, or of RFC 8489, 8656 or 6062, where
 /// those that are not expected are ignored (RFC 8489 §6.3).
@@ -85,6 +87,31 @@ pub(super) fn take_attribute<'m>(rest: &mut &'m [u8]) -> Option<(u16, &'m [u8])>
     Some((u16::from_be_bytes([*k0, *k1]), value))
 }
 
+/// The message type of a method and a class: of the 12 bits of the method, the class's two stand behind the seventh
+/// and the fourth from the right (RFC 8489 §5).
+pub(super) fn message_type(method: Method, class: Class) -> u16 {
+    let Method(method) = method;
+    let class = match class {
+        Class::Request => 0x000,
+        Class::Indication => 0x010,
+        Class::Success => 0x100,
+        Class::Error => 0x110,
+    };
+    (method & 0xf80) << 2 | (method & 0x70) << 1 | method & 0xf | class
+}
+
+/// The method and the class of a message type.
+pub(super) fn method_and_class(kind: u16) -> (Method, Class) {
+    let method = (kind >> 2 & 0xf80) | (kind >> 1 & 0x70) | kind & 0xf;
+    let class = match kind & 0x110 {
+        0x000 => Class::Request,
+        0x010 => Class::Indication,
+        0x100 => Class::Success,
+        _ => Class::Error,
+    };
+    (Method(method), class)
+}
+
 pub(super) fn put_header(to: &mut impl BufMut, kind: u16, body_len: u16, id: TransactionId) {
     to.put_u16(kind);
     to.put_u16(body_len);
@@ -104,7 +131,7 @@ pub(super) fn put_attribute(to: &mut impl BufMut, kind: u16, value: &[u8]) {
 }
 
 /// The value of MAPPED-ADDRESS and all attributes like it (RFC 8489 §14.1).
-pub(super) fn address(value: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn address(value: &[u8]) -> Option<SocketAddr> {
     let ([_, family, p0, p1], ip) = value.split_first_chunk::<4>()?;
     let ip = match family {
         1 => IpAddr::from(<[u8; 4]>::try_from(ip).ok()?),

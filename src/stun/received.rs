@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use hmac::{Hmac, Mac};
-use sha1::Sha1;
-use sha2::Sha256;
-use stun_rs::{MessageClass, MessageDecoder, MessageType, StunAttribute};
+use stun_rs::{MessageDecoder, StunAttribute};
 
 use super::raw::{self, HEADER_LEN};
 use super::{
@@ -15,10 +12,6 @@ use super::{
 
 /// How much of a reason phrase is kept, in characters (RFC 8489 §14.8).
 const MAX_REASON_CHARS: usize = 128;
-
-/// The bytes of MESSAGE-INTEGRITY, and of MESSAGE-INTEGRITY-SHA256 uncut.
-const SHA1_LEN: usize = 20;
-const SHA256_LEN: usize = 32;
 
 /// A message from the server. What a server may leave out is an `Option`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +49,7 @@ impl<'b> Received<'b> {
     /// These bytes are not one STUN message, or one of its attributes that matter is malformed.
     pub(crate) fn decode(bytes: &'b [u8]) -> Result<Self, StunError> {
         let (kind, mut rest) = raw::message(bytes).ok_or_else(|| malformed("header or length"))?;
-        let mut received = Self::new(MessageType::from(kind), bytes);
+        let mut received = Self::new(kind, bytes);
         // What is left to stun-rs. It would refuse a message for any attribute that it finds malformed, also
         // for one that nobody asked for, or behind the integrity; and be busy for seconds with one
         // UNKNOWN-ATTRIBUTES of 64 KB.
@@ -83,10 +76,11 @@ impl<'b> Received<'b> {
         Ok(received)
     }
 
-    fn new(kind: MessageType, bytes: &'b [u8]) -> Self {
+    fn new(kind: u16, bytes: &'b [u8]) -> Self {
+        let (method, class) = raw::method_and_class(kind);
         Self {
-            method: Method(kind.method().as_u16()),
-            class: kind.class().into(),
+            method,
+            class,
             id: raw::transaction_id(bytes),
             error: None,
             realm: None,
@@ -149,30 +143,12 @@ impl<'b> Received<'b> {
     /// Whether the message carries this integrity, and it is right. Compares in constant time. A
     /// MESSAGE-INTEGRITY-SHA256 that is cut to fewer than 32 bytes is never right.
     pub(crate) fn is_sealed_with(&self, key: &Key, integrity: Integrity) -> bool {
-        let Some((_, mut rest)) = raw::message(self.bytes) else { return false };
-        loop {
-            let before = &self.bytes[..self.bytes.len() - rest.len()];
-            match (raw::take_attribute(&mut rest), integrity) {
-                // Of another length it is no integrity, and may stand where no message can end.
-                (Some((raw::MESSAGE_INTEGRITY, value)), Integrity::Sha1) => {
-                    return value.len() == SHA1_LEN
-                        && key.mac::<Hmac<Sha1>>(before).verify_slice(value).is_ok();
-                }
-                (Some((raw::MESSAGE_INTEGRITY_SHA256, value)), Integrity::Sha256) => {
-                    return value.len() == SHA256_LEN
-                        && key.mac::<Hmac<Sha256>>(before).verify_slice(value).is_ok();
-                }
-                // MESSAGE-INTEGRITY does not count behind MESSAGE-INTEGRITY-SHA256, nor does anything behind
-                // FINGERPRINT.
-                (None | Some((raw::MESSAGE_INTEGRITY_SHA256 | raw::FINGERPRINT, _)), _) => return false,
-                (Some(_), _) => {}
-            }
-        }
+        key.seals(self.bytes, integrity)
     }
 }
 
 /// ERROR-CODE (RFC 8489 §14.8).
-fn error_of(value: &[u8]) -> Result<(u16, String), StunError> {
+pub(crate) fn error_of(value: &[u8]) -> Result<(u16, String), StunError> {
     let (number, reason) = match value {
         [_, _, class, number @ 0..=99, reason @ ..] if (3..=6).contains(&(class & 7)) => {
             (u16::from(class & 7) * 100 + u16::from(*number), reason)
@@ -192,7 +168,7 @@ fn text_of(what: &'static str, value: &[u8]) -> Result<String, StunError> {
 
 /// The known ones of PASSWORD-ALGORITHMS, each laid out as an attribute (RFC 8489 §14.11), without
 /// parameters. `None` if the list is malformed or too long.
-fn algorithms_of(value: &[u8]) -> Option<Vec<Algorithm>> {
+pub(crate) fn algorithms_of(value: &[u8]) -> Option<Vec<Algorithm>> {
     let mut rest = Some(value).filter(|value| value.len() <= MAX_ALGORITHMS_LEN)?;
     let mut known = Vec::new();
     while !rest.is_empty() {
@@ -203,17 +179,6 @@ fn algorithms_of(value: &[u8]) -> Option<Vec<Algorithm>> {
         }
     }
     Some(known)
-}
-
-impl From<MessageClass> for Class {
-    fn from(class: MessageClass) -> Self {
-        match class {
-            MessageClass::Request => Self::Request,
-            MessageClass::Indication => Self::Indication,
-            MessageClass::SuccessResponse => Self::Success,
-            MessageClass::ErrorResponse => Self::Error,
-        }
-    }
 }
 
 #[cfg(test)]

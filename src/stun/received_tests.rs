@@ -5,7 +5,11 @@ use super::super::tests::{
 use super::super::{Attribute, Seal, encode};
 use super::*;
 use crate::stun::data::data_indication;
+use hmac::{Hmac, Mac};
 use proptest::prelude::*;
+use sha1::Sha1;
+use sha2::Sha256;
+
 use turn_server_proto::types::attribute as turn;
 use turn_server_proto::types::stun::attribute as stun;
 use turn_server_proto::types::stun::attribute::AttributeWrite;
@@ -278,7 +282,7 @@ fn what_nobody_needs_may_be_malformed() {
         (raw::ERROR_CODE, b"\0\0\x04\x01"),
     ]);
     let read = Received::decode(&bytes).unwrap();
-    let expected = Received { error: Some((401, String::new())), ..Received::new(0x0113.into(), &bytes) };
+    let expected = Received { error: Some((401, String::new())), ..Received::new(0x0113, &bytes) };
     assert_eq!(read, expected);
 }
 

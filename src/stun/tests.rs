@@ -191,7 +191,7 @@ fn another_implementation_reads_every_attribute_that_is_written() {
 
 #[test]
 fn every_method_and_class_is_written_and_read() {
-    for method in 1..=0xcu16 {
+    for method in (0x1..=0xcu16).chain([0x0f1, 0x0f2, 0x0f3, 0x7ff, 0x800, 0xfff]) {
         for (class, their_class) in [
             (Class::Request, TheirClass::Request),
             (Class::Indication, TheirClass::Indication),
@@ -200,6 +200,7 @@ fn every_method_and_class_is_written_and_read() {
         ] {
             let bytes = encode(Method(method), class, ID, &[], None).unwrap();
             assert_eq!(bytes, theirs(their_class, method, &[]).finish());
+            assert_eq!(Draft::new(Method(method), class, ID).unsealed(), bytes);
             let read = Received::decode(&bytes).unwrap();
             assert_eq!((read.method, read.class, read.id), (Method(method), class, ID));
         }

@@ -65,6 +65,12 @@ pub enum TurnError {
         /// Which step failed, with what the system said.
         why: String,
     },
+    /// There is a server, but no TLS connection with it that could be believed.
+    #[error("the server: {why}")]
+    Untrusted {
+        /// What is wrong, in a sentence.
+        why: String,
+    },
     /// The control connection to the server ended.
     #[error("the control connection ended: {why}")]
     ControlLost {
@@ -137,6 +143,7 @@ impl TurnError {
                 | Self::UnusableCredentials(_)
                 | Self::BadAnswer { .. }
                 | Self::Redirected { .. }
+                | Self::Untrusted { .. }
         )
     }
 }

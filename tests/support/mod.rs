@@ -28,6 +28,8 @@ pub mod peer;
 #[cfg(all(unix, feature = "cli"))]
 pub mod process;
 pub mod proxy;
+pub mod relay_side;
+pub mod tls;
 pub mod turn;
 #[cfg(all(unix, feature = "cli"))]
 pub mod turn_process;

@@ -1,0 +1,100 @@
+//! Who comes to a relay: accepted, counted among those who have not joined, and sent to its thread before anything is
+//! read.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tokio::net::TcpStream;
+
+use crate::clock::now;
+use crate::event::{EventKind, JoinRefusal};
+use crate::listen::Incoming;
+use crate::relay::connection::Connection;
+use crate::relay::directory::ConnectionKey;
+use crate::relay::{Guest, TcpRelayActor};
+use crate::relay_arrival::Arrival;
+use crate::relay_desk::{Desk, Told};
+
+/// Connections accepted in one turn of the task.
+const MAX_TURNS: usize = 32;
+
+/// Accepts at all addresses of the relay, each time that it is woken.
+pub(crate) struct Accept;
+
+impl ActorFuture<TcpRelayActor> for Accept {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        act: &mut TcpRelayActor,
+        ctx: &mut Context<TcpRelayActor>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        let mut turns = 0;
+        for index in 0..act.listeners.len() {
+            while turns < MAX_TURNS
+                && let Some(listener) = act.listeners.get_mut(index)
+                && let Poll::Ready(incoming) = listener.poll_accept(cx)
+            {
+                let local = listener.local();
+                act.on_incoming(incoming, local, ctx);
+                turns += 1;
+            }
+        }
+        if turns == MAX_TURNS {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl TcpRelayActor {
+    fn on_incoming(&mut self, incoming: Incoming, listener: SocketAddr, ctx: &mut Context<Self>) {
+        match incoming {
+            Incoming::Paused(error) => {
+                let error = error.to_string();
+                self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
+            }
+            Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp: listener }),
+            Incoming::Peer(tcp, peer) => self.on_connection(tcp, peer, ctx),
+        }
+    }
+
+    fn on_connection(&mut self, tcp: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+        // One that cannot be taken from this thread is closed by being dropped.
+        let Ok(tcp) = tcp.into_std() else { return };
+        let key = ConnectionKey(self.next_key);
+        self.next_key += 1;
+        let desk = Arc::new(Desk::new(key, peer, &self.config, self.sockets.totals.counters()));
+        self.guests.insert(key, Guest::new(desk.clone()));
+        if let Some(oldest) = self.lobby.enter(key, peer.ip())
+            && let Some(guest) = self.guests.get_mut(&oldest)
+        {
+            guest.is_out = true;
+            guest.desk.tell(Told::PlaceNeeded);
+            let evicted = guest.desk.peer;
+            self.refuse(evicted, JoinRefusal::PlaceNeeded);
+        }
+        let acceptor = self.sockets.acceptor();
+        match acceptor.as_ref().and_then(|acceptor| acceptor.look(now())) {
+            Some(Ok(pin)) => self.reporter.report(EventKind::CertificateShown { pin }),
+            Some(Err(error)) => {
+                self.reporter.report(EventKind::CertificateKept { error: error.to_string() });
+            }
+            None => {}
+        }
+        let core = Connection::new(now(), key.0, peer, self.shared.clone());
+        let arrival = Arrival::new(tcp, acceptor, desk, self.config.clone(), core, ctx.address());
+        let index = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
+        if let Some(arbiter) = self.arbiters.get(index) {
+            // If the thread is gone, the arrival is dropped, and tells us so.
+            arbiter.spawn_fn(move || {
+                actix_rt::spawn(arrival.serve());
+            });
+        }
+    }
+}
