@@ -138,7 +138,7 @@ impl RelayConnection {
             }
         }
         let was_congested = side.is_congested();
-        if let Poll::Ready(_) = writer.poll(cx, stream, &side.desk.flow, now) {
+        if writer.poll(cx, stream, &side.desk.flow, now).is_ready() {
             return Poll::Ready(LeaveCause::Broken);
         }
         if was_congested && !side.is_congested() {
