@@ -488,4 +488,5 @@ fn write_lines(mut lines: mpsc::Receiver<Line>) {
 }
 
 #[cfg(test)]
+#[path = "cli_tests.rs"]
 mod tests;

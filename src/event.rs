@@ -55,7 +55,9 @@ pub enum Cause {
     Told,
     /// The server refused: wrong credentials, quota, an address it does not serve. It is asked again, slowly.
     Refused,
-    /// At a relay another session, or a later connection, has come with the same name for its side.
+    /// At a relay another session, or a later connection of this one, has come with the same name for its side. If
+    /// it was another, and TLS says that it was the relay that told so, this one stays away until it is told to
+    /// [`Connect`](crate::session::Connect).
     Superseded,
     /// The relay restarts, and has said when to come back.
     Restarting,

@@ -211,7 +211,7 @@ impl RelayLinkActor {
         }
         let Poll::Ready(end) = end else { return };
         match end {
-            ReadEnd::Closed => self.talk.lost(SideError::Lost("was closed by it".into())),
+            ReadEnd::Closed => self.talk.lost(SideError::Closed),
             ReadEnd::Broken(error) => self.talk.lost(broken("read from", &error)),
             // It has been said what was wrong.
             ReadEnd::Malformed => {}
@@ -366,7 +366,10 @@ impl Talk {
             Door::Service { to, sockets, maker } => (*to, sockets, maker),
         };
         // One alone keeps its port whatever happens to the session's actor.
-        let socket = if paths.has_no_service() { sockets.service(to) } else { sockopt::connect_udp(to) };
+        let socket = match paths.lone_peer() {
+            Some(peer) => sockets.service_for(&peer, to),
+            None => sockopt::connect_udp(to),
+        };
         let io = socket.map_err(|error| error.to_string());
         match io.and_then(|socket| UdpIo::new(socket).map_err(|error| error.to_string())) {
             Ok(io) => {

@@ -263,7 +263,7 @@ async fn random_bytes_end_the_connection_and_it_is_made_anew() {
     let mut relay = Relay::accept(&listener).await;
     relay.let_in().await;
     drop(relay);
-    assert_eq!(scene.ended().await.0, Cause::Broken);
+    assert_eq!(scene.ended().await.0, Cause::Closed);
     scene.end().await;
 }
 
@@ -307,8 +307,7 @@ async fn a_session_that_is_told_to_stop_leaves() {
 #[actix::test]
 async fn with_tls_a_session_that_was_superseded_stays_away_and_without_it_comes_back() {
     let acceptor = Acceptor::new(&ServerTls::new(ServerCertificate::SelfSigned), RELAY_PROTOCOL).unwrap();
-    let mut tls = ClientTls::default();
-    tls.pin = Some(acceptor.pin());
+    let tls = ClientTls { pin: Some(acceptor.pin()), ..ClientTls::default() };
     let (listener, addr) = Relay::listen().await;
     let mut scene = Scene::near(remote(addr).tls(tls)).await;
     let accept = async || {
@@ -324,8 +323,7 @@ async fn with_tls_a_session_that_was_superseded_stays_away_and_without_it_comes_
     let (cause, retry_in) = scene.ended().await;
     assert_eq!((cause, retry_in.is_some()), (Cause::Superseded, true));
     scene.end().await;
-    let mut tls = ClientTls::default();
-    tls.pin = Some(acceptor.pin());
+    let tls = ClientTls { pin: Some(acceptor.pin()), ..ClientTls::default() };
     let mut scene = Scene::near(remote(addr).tls(tls)).await;
     let mut relay = accept().await;
     assert_ne!(relay.let_in().await.instance, own);

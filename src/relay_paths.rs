@@ -9,7 +9,7 @@
 //!
 //! Whoever uses it lives on the same arbiter; the locks are there for `Arc`, nobody waits for them.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,7 +134,7 @@ struct Inner {
     /// Flows of local applications, with a channel or without, the newest last.
     own: Vec<Arc<ChannelPath>>,
     /// Flows of the peer's, by number, while it is gone.
-    parked: BTreeMap<u16, Arc<ChannelPath>>,
+    parked: HashMap<u16, Arc<ChannelPath>>,
     /// The local application that gets what the peer's own applications send; `None`: the newest.
     app: Option<UdpParty>,
 }
@@ -165,7 +165,7 @@ impl RelayPaths {
             pairings: 0,
             hold,
             own: Vec::new(),
-            parked: BTreeMap::new(),
+            parked: HashMap::new(),
             app: app.map(|to| UdpParty { to, from: None }),
         };
         let flow = Arc::new(Flow::turn(queue_bytes, max_age, counters.clone()));
@@ -237,7 +237,7 @@ impl RelayPaths {
         }
         let is_silent =
             |path: &ChannelPath| path.last_activity().is_none_or(|at| at + CHANNEL_LIFETIME <= now);
-        strangers.extend(inner.parked.extract_if(.., |_, path| is_silent(path)).map(|(_, path)| path));
+        strangers.extend(inner.parked.extract_if(|_, path| is_silent(path)).map(|(_, path)| path));
         inner.is_paired = true;
         inner.pairings += 1;
         let pairing = Pairing(inner.pairings);
@@ -311,10 +311,11 @@ impl RelayPaths {
         Ok(path)
     }
 
-    /// Whether the peer has no channel, and had none.
-    pub(crate) fn has_no_service(&self) -> bool {
+    /// The name of the peer that is there, if it has no channel, and had none.
+    pub(crate) fn lone_peer(&self) -> Option<String> {
         let inner = self.lock();
-        inner.parked.is_empty() && inner.channels.accepted() == 0
+        let is_first = inner.parked.is_empty() && inner.channels.accepted() == 0;
+        inner.peer.as_ref().filter(|_| is_first).map(|peer| peer.as_str().to_owned())
     }
 
     /// The peer's new channel leads to a service, over a socket of its own whose endpoint has this number.
@@ -360,6 +361,12 @@ impl RelayPaths {
             }
         }
         ended
+    }
+
+    /// Whether this is a flow of the peer's.
+    pub(crate) fn has(&self, path: &Arc<ChannelPath>) -> bool {
+        let inner = self.lock();
+        inner.channels.values().chain(inner.parked.values()).any(|known| Arc::ptr_eq(known, path))
     }
 
     /// Counts what has become too old since the last push, so that statistics are up to date.

@@ -206,7 +206,7 @@ impl RelaySessionActor {
             return Ok(());
         }
         let (session, reporter) = (ctx.address(), self.reporter.clone());
-        let (hold, limit) = (self.idle_hold(), self.config.max_sources);
+        let limit = self.config.max_sources;
         let (sockets, maker) = (self.sockets.clone(), self.maker.clone());
         let instance = Instance(self.sockets.instance());
         let door = match (&self.local, self.config.udp_forward) {
@@ -217,7 +217,6 @@ impl RelaySessionActor {
             }
         };
         let relay = self.relay();
-        relay.paths.set_hold(hold);
         let hops = relay.hops(now());
         let paths = relay.paths.clone();
         let house = House { paths, door, limit, session, reporter };
@@ -329,6 +328,10 @@ impl RelaySessionActor {
 
     fn serve(&mut self, path: Arc<ChannelPath>, io: Arc<UdpIo>) {
         let Some(id) = path.endpoint else { return };
+        // Of another relay's connection, which is being closed.
+        if !self.relay.as_ref().is_some_and(|relay| relay.paths.has(&path)) {
+            return;
+        }
         let endpoint = self.start_endpoint(&io, Intake::RelayedService(path.clone()), Some(id));
         if let Some(relay) = &mut self.relay {
             relay.services.insert(id, Service { path, io, endpoint });
@@ -348,6 +351,11 @@ impl RelaySessionActor {
     pub(crate) fn abandon_relay(&self) {
         let services = self.relay.iter().flat_map(|relay| relay.services.values());
         services.for_each(|service| service.endpoint.do_send(StopEndpoint));
+    }
+
+    #[cfg(feature = "test-panic")]
+    pub(crate) fn relayed_services(&self) -> impl Iterator<Item = &Addr<UdpEndpointActor>> {
+        self.relay.iter().flat_map(|relay| relay.services.values()).map(|service| &service.endpoint)
     }
 
     /// Counts what has become too old, so that statistics are up to date.
@@ -371,7 +379,10 @@ impl Handler<RelayNews> for RelaySessionActor {
         let link = self.ensure_primary();
         match news {
             RelayNews::Joined { relay, lifetime } => {
-                (self.relay().hops, self.relay().followed) = (Vec::new(), 0);
+                let hold = self.idle_hold();
+                let state = self.relay();
+                (state.hops, state.followed) = (Vec::new(), 0);
+                state.paths.set_hold(hold);
                 self.reporter.report(EventKind::Side(SideEvent::RelayJoined { link, relay, lifetime }));
                 self.stand(Standing::Waiting);
             }

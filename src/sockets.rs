@@ -51,6 +51,8 @@ struct Inner {
     /// Towards a service, where the peer is known to be the same after a reconnection: the service can go on
     /// sending at once.
     service: Option<UdpSocket>,
+    /// At a relay, the peer that it is for.
+    service_peer: Option<String>,
     /// Whom the session was last told to call.
     remote: Option<Remote>,
     /// Where peers reach it through a TURN server, unless it was told to disconnect.
@@ -183,6 +185,16 @@ impl Sockets {
         service.try_clone().map_err(|source| SocketError::ConnectUdp { to, source })
     }
 
+    /// The same for a peer that is met at a relay: another one gets another socket.
+    pub(crate) fn service_for(&self, peer: &str, to: SocketAddr) -> Result<UdpSocket, SocketError> {
+        let mut inner = self.lock();
+        if inner.service_peer.as_deref() != Some(peer) {
+            (inner.service, inner.service_peer) = (None, Some(peer.to_owned()));
+        }
+        drop(inner);
+        self.service(to)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,6 +224,10 @@ mod tests {
         let service = ports[0];
         let first = sockets.service(service).unwrap().local_addr().unwrap();
         assert_eq!(sockets.service(service).unwrap().local_addr().unwrap(), first);
+        let of = |peer| sockets.service_for(peer, service).unwrap().local_addr().unwrap();
+        let (b, c) = (of("b"), of("c"));
+        assert_ne!(b, c);
+        assert_eq!(of("c"), c);
     }
 
     #[test]

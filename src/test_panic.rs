@@ -21,7 +21,7 @@ pub enum PanicIn {
     Session,
     /// That of the local UDP socket.
     Endpoint,
-    /// That of the link's socket towards the service.
+    /// That of the link's socket towards the service; at a relay, all of them.
     LinkEndpoint(LinkId),
     /// That of the link's TCP connection.
     Link(LinkId),
@@ -70,6 +70,7 @@ impl Handler<PanicIn> for RelaySessionActor {
             PanicIn::LinkEndpoint(link) => {
                 let endpoint = self.links.get(&link).and_then(|link| link.service.as_ref());
                 endpoint.into_iter().for_each(|(_, endpoint)| endpoint.do_send(Panic));
+                self.relayed_services().for_each(|endpoint| endpoint.do_send(Panic));
             }
             PanicIn::Link(link) => match self.links.get(&link).map(|link| &link.phase) {
                 Some(Phase::Up { carrier: Carrier::Peer(actor), .. }) => actor.do_send(Panic),

@@ -155,7 +155,7 @@ async fn a_service_goes_on_sending_through_a_relay_that_was_restarted() {
 
 #[actix::test]
 async fn two_applications_meet_whoever_speaks_first() {
-    let mut house = House::new().await;
+    let house = House::new().await;
     let (_, relay) = house.start_relay(config("relay")).await;
     let (left, right) = (udp().await, udp().await);
     let known = |side: &str, app: SocketAddr| {

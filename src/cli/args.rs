@@ -80,6 +80,17 @@ const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionCo
   remote = { turn = "turn:turn.example.org", user = "alice", password_env = "PW", peer = "192.0.2.7:4433" }
   local_udp = "127.0.0.1:51821"         # to be called: turn_listen = { server = …, permit = ["192.0.2.7"] }
 
+  [[session]]
+  name = "vpn through a relay"          # which both sides call
+  local_udp = "127.0.0.1:51822"
+  [session.remote]
+  relay = "relay.example.org:443"
+  tls = {}                              # or { ca = "FILE" }, { pin = "SHA256" }; left out: no TLS
+  user = "alice"
+  password_env = "PW"
+  pair = "vpn"                          # the same on both sides
+  side = "laptop"                       # another one there
+
   [[relay]]
   name = "relay"
   local_tcp = ["0.0.0.0:443"]

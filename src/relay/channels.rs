@@ -4,7 +4,7 @@
 //! and forgotten by both after 300 s of silence; its opener waits 300 s more before it uses the number for another
 //! flow. Every Peer indication ends all channels.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// A channel that has carried nothing for this long is forgotten.
@@ -49,7 +49,7 @@ pub(crate) enum Incoming<T> {
 #[derive(Debug)]
 pub(crate) struct Channels<T> {
     parity: Parity,
-    open: BTreeMap<u16, Open<T>>,
+    open: HashMap<u16, Open<T>>,
     /// Numbers of ours that no channel has, the longest unused in front.
     free: VecDeque<u16>,
     /// Numbers of ours that are not to be used before these instants.
@@ -71,7 +71,7 @@ impl<T> Open<T> {
 impl<T: Clone> Channels<T> {
     pub(crate) fn new(parity: Parity) -> Self {
         let free = numbers(parity).collect();
-        Self { parity, open: BTreeMap::new(), free, resting: BTreeSet::new() }
+        Self { parity, open: HashMap::new(), free, resting: BTreeSet::new() }
     }
 
     /// Which numbers this side opens.
@@ -81,11 +81,13 @@ impl<T: Clone> Channels<T> {
 
     /// A Peer indication has come: gives back all channels, which are ended. Their numbers are free at once, the peer
     /// has forgotten them too.
-    pub(crate) fn end_all(&mut self, parity: Parity) -> BTreeMap<u16, T> {
+    pub(crate) fn end_all(&mut self, parity: Parity) -> Vec<(u16, T)> {
         let ended = std::mem::take(&mut self.open);
         if parity == self.parity {
             self.free.extend(std::mem::take(&mut self.resting).into_iter().map(|(_, number)| number));
-            self.free.extend(ended.keys().filter(|number| parity.has(**number)));
+            let mut ours: Vec<_> = ended.keys().copied().filter(|number| parity.has(*number)).collect();
+            ours.sort_unstable();
+            self.free.extend(ours);
         } else {
             *self = Self::new(parity);
         }
@@ -161,7 +163,7 @@ impl<T: Clone> Channels<T> {
     ) -> Vec<(u16, T)> {
         let gone: Vec<_> = self
             .open
-            .extract_if(.., |_, open| open.last(&last_activity) + CHANNEL_LIFETIME <= now)
+            .extract_if(|_, open| open.last(&last_activity) + CHANNEL_LIFETIME <= now)
             .map(|(number, open)| (number, open.last(&last_activity), open.value))
             .collect();
         for (number, last, _) in &gone {
@@ -284,7 +286,9 @@ mod tests {
         channels.open(now, 2, None).unwrap();
         channels.close(now, 0x4002).unwrap();
         channels.accept(now, 0x4001, 3);
-        assert_eq!(channels.end_all(Parity::Even), BTreeMap::from([(0x4000, 1), (0x4001, 3)]));
+        let mut ended = channels.end_all(Parity::Even);
+        ended.sort_unstable();
+        assert_eq!(ended, [(0x4000, 1), (0x4001, 3)]);
         assert_eq!(channels.values().count(), 0);
         assert_eq!(channels.incoming(now, 0x4001), Incoming::New);
         assert_eq!(channels.open(now, 4, Some(0x4000)), Some(0x4000));
@@ -356,7 +360,11 @@ mod tests {
                         let way = Way { flow: flows, last: Rc::new(Cell::new(now)) };
                         channels.open(now, way, None)
                     } else {
-                        channels.open.keys().nth(which).copied()
+                        {
+                            let mut open: Vec<_> = channels.open.keys().copied().collect();
+                            open.sort_unstable();
+                            open.get(which).copied()
+                        }
                     }
                 };
                 let Some(number) = opened else { continue };

@@ -465,5 +465,8 @@ impl Side {
 }
 
 #[cfg(test)]
+#[path = "side_hostile_tests.rs"]
+mod hostile_tests;
+#[cfg(test)]
 #[path = "side_tests.rs"]
 mod tests;

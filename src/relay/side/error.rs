@@ -49,7 +49,10 @@ pub(crate) enum SideError {
     Malformed(#[from] ProtocolError),
     #[error("nothing came from the relay within {0:?}, not even an answer")]
     Silent(Duration),
-    /// Without a word why; and all that the system reports.
+    /// Without a word why.
+    #[error("the relay closed the connection")]
+    Closed,
+    /// What the system reports.
     #[error("the connection to the relay {0}")]
     Lost(String),
 }
@@ -81,7 +84,7 @@ impl SideError {
             Self::Redirected { .. } => Cause::Redirected,
             Self::Superseded { .. } => Cause::Superseded,
             Self::Restarting { .. } => Cause::Restarting,
-            Self::LifetimeOver | Self::HeardNothing => Cause::Closed,
+            Self::LifetimeOver | Self::HeardNothing | Self::Closed => Cause::Closed,
             Self::NoAnswer { .. } | Self::Malformed(_) | Self::Silent(_) | Self::Lost(_) => Cause::Broken,
         }
     }
