@@ -19,7 +19,7 @@ const BATCH: usize = 13;
 const WARM_UP: Duration = Duration::from_millis(400);
 
 /// After so long without a datagram a round is over.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET: Duration = Duration::from_millis(250);
 
 /// How often a sender that may not send looks; it must not compete with the hop for the CPU.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
@@ -116,6 +116,8 @@ struct Lane {
     hop: Hop,
     pairs: Vec<(Side, Side)>,
     window: Option<u64>,
+    /// The number of the next round, which stands in each of its datagrams.
+    number: u64,
 }
 
 impl Lane {
@@ -127,7 +129,7 @@ impl Lane {
             far.enlarge();
             pairs.push((near, far));
         }
-        let mut lane = Self { hop, pairs, window: case.window };
+        let mut lane = Self { hop, pairs, window: case.window, number: 0 };
         lane.round(WARM_UP)?;
         Ok(lane)
     }
@@ -141,8 +143,9 @@ impl Lane {
         }
         let before = self.hop.cpu_time()?;
         let start = Instant::now();
-        let flows: Vec<Flow> =
-            self.pairs.drain(..).map(|pair| Flow::start(pair, start + length, self.window)).collect();
+        let round = FlowRound { number: self.number, end: start + length, window: self.window };
+        self.number += 1;
+        let flows: Vec<Flow> = self.pairs.drain(..).map(|pair| Flow::start(pair, round)).collect();
         let (mut sent, mut received, mut last) = (0, 0, start);
         for flow in flows {
             let ended = flow.finish()?;
@@ -166,6 +169,14 @@ impl Lane {
     }
 }
 
+/// What a flow is told.
+#[derive(Clone, Copy)]
+struct FlowRound {
+    number: u64,
+    end: Instant,
+    window: Option<u64>,
+}
+
 /// One round of one pair: a thread that sends, one that receives.
 struct Flow {
     sender: JoinHandle<Outcome<(Side, u64)>>,
@@ -182,11 +193,11 @@ struct Ended {
 }
 
 impl Flow {
-    fn start((near, far): (Side, Side), end: Instant, window: Option<u64>) -> Self {
+    fn start((near, far): (Side, Side), round: FlowRound) -> Self {
         let received = Arc::new(AtomicU64::new(0));
         let (of_sender, of_receiver) = (received.clone(), received.clone());
-        let sender = thread::spawn(move || send(near, end, window, &of_sender));
-        let receiver = thread::spawn(move || receive(far, end, &of_receiver));
+        let sender = thread::spawn(move || send(near, round, &of_sender));
+        let receiver = thread::spawn(move || receive(far, round, &of_receiver));
         Self { sender, receiver, received }
     }
 
@@ -197,15 +208,15 @@ impl Flow {
     }
 }
 
-/// Sends until `end`, with at most `window` datagrams under way.
-fn send(mut side: Side, end: Instant, window: Option<u64>, received: &AtomicU64) -> Outcome<(Side, u64)> {
+/// Sends until the end, with at most a window of datagrams under way.
+fn send(mut side: Side, round: FlowRound, received: &AtomicU64) -> Outcome<(Side, u64)> {
     let mut batch = Vec::new();
     for _ in 0..BATCH {
-        put_datagram(&mut batch, SIZE, 0)?;
+        put_datagram(&mut batch, SIZE, round.number)?;
     }
     let (mut sent, mut written_off, mut seen, mut progress) = (0, 0, 0, Instant::now());
-    while Instant::now() < end {
-        if let Some(window) = window {
+    while Instant::now() < round.end {
+        if let Some(window) = round.window {
             let received = received.load(Ordering::Acquire);
             if received != seen {
                 (seen, progress) = (received, Instant::now());
@@ -224,16 +235,19 @@ fn send(mut side: Side, end: Instant, window: Option<u64>, received: &AtomicU64)
     Ok((side, sent))
 }
 
-/// Counts what comes until `end` and for a quiet moment longer.
-fn receive(mut side: Side, end: Instant, received: &AtomicU64) -> Outcome<(Side, Instant)> {
+/// Counts what comes of this round, until the end and for a quiet moment longer.
+fn receive(mut side: Side, round: FlowRound, received: &AtomicU64) -> Outcome<(Side, Instant)> {
+    let number = round.number.to_be_bytes();
     let mut last = Instant::now();
     loop {
         let mut datagrams = 0;
-        let any = side.take_datagrams(QUIET, |datagram| datagrams += u64::from(datagram.len() == SIZE))?;
-        if any {
+        let any = side.take_datagrams(QUIET, |datagram| {
+            datagrams += u64::from(datagram.len() == SIZE && datagram.starts_with(&number));
+        })?;
+        if datagrams > 0 {
             last = Instant::now();
             received.fetch_add(datagrams, Ordering::Release);
-        } else if Instant::now() > end {
+        } else if !any && Instant::now() > round.end {
             return Ok((side, last));
         }
     }
