@@ -3,7 +3,7 @@
 //! With `max_peers = 1` a newcomer gets the one place at once if that is free, or held by a connection that
 //! never sent anything or has been silent for 5 s; else it waits that long in the lobby. With more places a
 //! newcomer waits in the lobby until it has sent something, so that those who only knock cost no UDP socket.
-//! Those who come through a relay are treated alike.
+//! Those who come through a relay are treated alike. With TLS all of that begins when the handshake is over.
 
 use std::future::Future;
 use std::io;
@@ -23,6 +23,7 @@ use crate::listen::{Incoming, Listener, Waiting};
 use crate::session::admission::{Admission, SILENT_TIMEOUT, admit};
 use crate::session::{LinkId, PeerArrived, RelaySessionActor};
 use crate::sockopt;
+use crate::transport::Transport;
 
 /// Connections accepted in one turn of the task.
 const MAX_TURNS: usize = 32;
@@ -41,11 +42,13 @@ impl RelaySessionActor {
             self.ensure_primary();
         }
         self.reporter.report(EventKind::Listening { local_tcp: self.sockets.local_tcp() });
+        self.report_certificate();
         Ok(())
     }
 
     pub(crate) fn stop_accepting(&mut self) {
         self.listeners.clear();
+        self.handshakes.clear();
         self.lobby.clear();
         // Nothing is bound anew, so nothing can fail.
         let _ = self.sockets.listen(&[], &self.options);
@@ -73,12 +76,21 @@ impl RelaySessionActor {
         if !self.is_allowed(peer.ip()) {
             return self.refuse(peer, Refusal::NotAllowed);
         }
-        if let Stream::Tcp(tcp) = &stream
-            && let Err(error) = sockopt::tune_tcp(tcp)
+        if let Stream::Direct(direct) = &stream
+            && let Err(error) = sockopt::tune_tcp(direct.tcp())
         {
             // The peer has gone already; whoever reads will find out.
             tracing::debug!(%peer, %error, "tuning an accepted connection");
         }
+        match (stream, self.sockets.acceptor()) {
+            (Stream::Direct(Transport::Tcp(tcp)), Some(acceptor)) => {
+                self.begin_handshake(acceptor, tcp, peer)
+            }
+            (stream, _) => self.enter_lobby(stream, peer, ctx),
+        }
+    }
+
+    pub(crate) fn enter_lobby(&mut self, stream: Stream, peer: SocketAddr, ctx: &mut Context<Self>) {
         let newcomer = Waiting { stream, peer, since: now(), spoken: false };
         if let Some(evicted) = self.lobby.push(newcomer) {
             let reason = if self.primary.is_some() { Refusal::Full } else { Refusal::Silent };
@@ -182,9 +194,10 @@ pub(crate) struct Accept {
 }
 
 impl Accept {
-    /// Whether there is room in the lobby; if not, it will be looked at again when there is.
+    /// Whether there is room for another; if not, it will be looked at again when there is.
     fn is_open(&mut self, act: &RelaySessionActor, cx: &mut TaskContext<'_>) -> bool {
-        let Some(until) = act.lobby.closed_until(now()) else { return true };
+        let until = act.lobby.closed_until(now()).max(act.handshakes.closed_until(now()));
+        let Some(until) = until else { return true };
         let until = until.into();
         let opens = self.opens.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
         opens.as_mut().reset(until);
@@ -201,6 +214,7 @@ impl ActorFuture<RelaySessionActor> for Accept {
         ctx: &mut Context<RelaySessionActor>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
+        act.poll_handshakes(cx, ctx);
         look_at_lobby(act, cx);
         let mut turns = 0;
         for index in 0..act.listeners.len() {
@@ -218,6 +232,7 @@ impl ActorFuture<RelaySessionActor> for Accept {
             cx.waker().wake_by_ref();
         }
         if turns > 0 {
+            act.poll_handshakes(cx, ctx);
             look_at_lobby(act, cx);
         }
         Poll::Pending

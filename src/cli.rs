@@ -30,10 +30,12 @@ use lines::Voice;
 use plan::{Plan, one_line};
 
 mod args;
+mod join_args;
 mod lines;
 mod passwords;
 mod plan;
 mod relay_args;
+mod tls_args;
 mod turn_args;
 mod values;
 
@@ -107,6 +109,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
         Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
         Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
+        Command::Join(join) => (join.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Relay(relay) => (relay.plan(&common, &Here).map_err(wrong)?, ""),
         Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
         Command::Check(args::File { file }) => {
@@ -142,6 +145,15 @@ fn open_to_anybody(plan: &Plan, hint: &str) -> Option<String> {
     let (session, addr) = plan.open_to_anybody()?;
     let open = format!("session '{}' listens on {addr} for anybody", session.name);
     Some(format!("{open}: whoever reaches the port reaches the service; limit it with {hint}"))
+}
+
+/// What is to be said to somebody whose relay is plain.
+fn without_tls(plan: &Plan) -> Option<String> {
+    let name = &plan.plain_relay()?.name;
+    Some(format!(
+        "relay '{name}' listens without TLS: passwords are safe, but whoever is in between sees and may forge \
+         everything else"
+    ))
 }
 
 fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
@@ -201,9 +213,10 @@ fn start_logging(common: &Common) {
 }
 
 async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
-    let open = open_to_anybody(&plan, hint);
+    let warnings = [open_to_anybody(&plan, hint), without_tls(&plan)];
     let (ends, mut end) = mpsc::channel(1);
-    let signals = Signals::new().map_err(|error| failed(format!("signal handlers: {error}")))?;
+    let signals =
+        Signals::new(plan.shows_files()).map_err(|error| failed(format!("signal handlers: {error}")))?;
     actix_rt::spawn(stop_on_signal(signals, ends.clone()));
     let lines = start_stdout(&ends).map_err(|error| failed(format!("starting a thread: {error}")))?;
 
@@ -223,9 +236,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
         house.close().await;
         return Err(failure);
     }
-    if let Some(open) = open {
-        to_stderr("warning", &open);
-    }
+    warnings.iter().flatten().for_each(|warning| to_stderr("warning", warning));
     actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
     let end = end.recv().await;
     house.close().await;
@@ -477,35 +488,5 @@ fn write_lines(mut lines: mpsc::Receiver<Line>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use actix_relay::config::SupervisorConfig;
-
-    #[actix::test]
-    async fn a_dead_supervisor_is_noticed() {
-        let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
-        let (ends, mut end) = mpsc::channel(1);
-        let watch = actix_rt::spawn(watch_supervisor(supervisor.clone(), ends));
-        supervisor.send(Shutdown).await.expect("it lives until then");
-        watch.await.expect("watching does not panic");
-        assert!(matches!(end.recv().await, Some(End::SupervisorDied)));
-    }
-
-    #[actix::test]
-    async fn only_when_the_last_session_is_given_up_is_it_over() {
-        let (ends, mut end) = mpsc::channel(1);
-        let running = ["a", "b"].map(ChildId::from).into();
-        let watcher = Watcher { running, ends }.start();
-        let gave_up = |child: &str| Event {
-            time: SystemTime::now(),
-            child: child.into(),
-            kind: EventKind::GaveUp { reason: "why".into() },
-        };
-        for child in ["a", "a"] {
-            watcher.send(gave_up(child)).await.expect("it lives");
-        }
-        assert!(end.try_recv().is_err());
-        watcher.send(gave_up("b")).await.expect("it lives");
-        assert!(matches!(end.try_recv(), Ok(End::AllGaveUp)));
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

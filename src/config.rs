@@ -13,17 +13,21 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use relay::RelayConfig;
+pub use relay_remote::RelayRemote;
 pub use remote::{HostPort, Remote, TurnListen, TurnRemote};
+pub use tls::{CertificateFiles, ClientTls, Pin, ServerCertificate, ServerTls};
 use turn::MAX_PERMIT;
 pub use turn::{AddressFamily, RelayedTransport, TcpListen, TurnConfig, UdpForward};
 pub use turn_server::TurnServer;
-pub use turn_uri::{TURN_PORT, TurnTransport, TurnUri};
+pub use turn_uri::{TURN_PORT, TURNS_PORT, TurnTransport, TurnUri};
 
 mod checks;
 mod duration;
 mod error;
 mod relay;
+mod relay_remote;
 mod remote;
+mod tls;
 mod turn;
 mod turn_server;
 mod turn_uri;
@@ -73,9 +77,15 @@ pub struct SessionConfig {
     /// The seed's `LocalTCPPort`: where to listen for peers; at most 16 addresses, port 0 is chosen by the system.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub local_tcp: Vec<SocketAddr>,
+    /// With `local_tcp`: peers must speak TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_tls: Option<ServerTls>,
     /// The seed's `RemoteTCPHost` and `RemoteTCPPort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// With a direct `remote`: speaks TLS to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTls>,
     /// Peers come through a TURN server too: the session has an allocation of its own there (RFC 6062).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn_listen: Option<TurnListen>,
@@ -87,7 +97,8 @@ pub struct SessionConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_peers: Option<usize>,
     /// With `remote` and `local_udp`: how many applications may send at once, each over a TCP connection of
-    /// its own; 1 to 65,536, default 64. With 1, and always without `remote`, the newest
+    /// its own, or through a relay over a channel of its own; 1 to 65,536, default 64. At a relay it bounds what the
+    /// far side opens too: its applications, each with a socket of its own towards `udp_forward`. With 1, and always without `remote`, the newest
     /// application takes the place of the one before, at most once a second. Counts as 1 with [`Remote::Turn`]: a
     /// server makes one connection to a peer (446, RFC 6062 §5.2).
     #[serde(default = "defaults::max_sources")]
@@ -167,7 +178,9 @@ impl SessionConfig {
             local_udp: None,
             udp_forward: None,
             local_tcp: Vec::new(),
+            listen_tls: None,
             remote: None,
+            tls: None,
             turn_listen: None,
             app: None,
             max_peers: None,
@@ -215,7 +228,7 @@ impl SessionConfig {
     /// as without `remote`: told by messages only, or called, which is the seed's way.
     pub fn source_limit(&self) -> usize {
         match &self.remote {
-            Some(Remote::Direct(_)) => self.max_sources,
+            Some(Remote::Direct(_) | Remote::Relay(_)) => self.max_sources,
             Some(Remote::Turn(_)) | None => 1,
         }
     }
@@ -248,6 +261,7 @@ impl SessionConfig {
             return Err(self.invalid("local_tcp", "may hold at most 16 addresses"));
         }
         self.validate_remote()?;
+        self.validate_tls()?;
         self.validate_turn_listen()?;
         self.validate_app()?;
         self.validate_limits()
@@ -265,12 +279,44 @@ impl SessionConfig {
                 to.server.check(RelayedTransport::Tcp).map_err(|why| self.invalid("remote.turn", why))?;
                 &to.server.uri.host
             }
+            Some(Remote::Relay(to)) => {
+                to.check().map_err(|(field, why)| self.invalid(field, why))?;
+                if !self.local_tcp.is_empty() || self.turn_listen.is_some() {
+                    return Err(self.invalid(
+                        "remote",
+                        "at a relay excludes local_tcp and turn_listen: the peer comes through the relay",
+                    ));
+                }
+                &to.relay.host
+            }
         };
         if checks::bind(self.bind, host) {
             Ok(())
         } else {
             Err(self.invalid("bind", "and remote are of different families"))
         }
+    }
+
+    fn validate_tls(&self) -> Result<(), ConfigError> {
+        if let Some(tls) = &self.tls {
+            tls.check().map_err(|why| self.invalid("tls", why))?;
+            if matches!(self.remote, Some(Remote::Turn(_))) {
+                return Err(
+                    self.invalid("tls", "goes with a direct remote; a TURN server's is in its URI, turns:")
+                );
+            }
+            if matches!(self.remote, Some(Remote::Relay(_))) {
+                return Err(self.invalid("tls", "goes with a direct remote; a relay's is in remote"));
+            }
+        }
+        if let Some(tls) = &self.listen_tls {
+            tls.check().map_err(|why| self.invalid("listen_tls", why))?;
+            // Those who come through the server would get in without.
+            if self.turn_listen.is_some() {
+                return Err(self.invalid("listen_tls", "and turn_listen exclude each other"));
+            }
+        }
+        Ok(())
     }
 
     fn validate_turn_listen(&self) -> Result<(), ConfigError> {

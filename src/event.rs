@@ -7,14 +7,16 @@ use std::time::{Duration, SystemTime};
 use actix::prelude::*;
 use serde::Serialize;
 
-use crate::config::{ChildId, Remote};
+use crate::config::{ChildId, Pin, Remote};
 use crate::counters::{Counters, Drops};
 use crate::session::{LinkId, SessionState};
 
 pub use relay::{JoinRefusal, LeaveCause, RelayEvent};
+pub use side::SideEvent;
 pub use turn::{TurnEvent, TurnState};
 
 mod relay;
+mod side;
 mod turn;
 
 /// Something that happened to a supervised session, TURN client or relay. Subscribers receive it as a message; its `Display` is
@@ -53,6 +55,14 @@ pub enum Cause {
     Told,
     /// The server refused: wrong credentials, quota, an address it does not serve. It is asked again, slowly.
     Refused,
+    /// At a relay another session, or a later connection of this one, has come with the same name for its side. If
+    /// it was another, and TLS says that it was the relay that told so, this one stays away until it is told to
+    /// [`Connect`](crate::session::Connect).
+    Superseded,
+    /// The relay restarts, and has said when to come back.
+    Restarting,
+    /// The relay sends to another one, which is called at once.
+    Redirected,
     /// A bug: its actor panicked.
     Panicked,
 }
@@ -66,7 +76,7 @@ pub enum Refusal {
     NotAllowed,
     /// `max_peers` are connected, none of them silent for long enough to be replaced.
     Full,
-    /// It sent nothing, and its place was needed.
+    /// It sent nothing, or did not finish its TLS handshake, and its place was needed.
     Silent,
     /// This side could not serve it: no UDP socket to be had.
     NoSocket,
@@ -88,6 +98,17 @@ pub enum EventKind {
     Listening {
         /// With the ports the system chose.
         local_tcp: Vec<SocketAddr>,
+    },
+    /// Peers that connect are shown a certificate of this key from now on: when the session starts to listen with TLS,
+    /// and when the certificate's files have changed.
+    CertificateShown {
+        /// What those who pin the key need.
+        pin: Pin,
+    },
+    /// The certificate's files have changed, but are no good: the old certificate stays.
+    CertificateKept {
+        /// Which file, and what is wrong with it.
+        error: String,
     },
     /// The session's state is another one now.
     StateChanged {
@@ -134,6 +155,16 @@ pub enum EventKind {
         peer: SocketAddr,
         /// Why.
         reason: Refusal,
+        /// How many others were turned away since the last such event.
+        more: u64,
+    },
+    /// A peer was turned away because its TLS handshake failed. At most one such event, or `PeerRefused`, a second;
+    /// the others are in `more`.
+    HandshakeFailed {
+        /// Who.
+        peer: SocketAddr,
+        /// What was wrong, in a sentence.
+        error: String,
         /// How many others were turned away since the last such event.
         more: u64,
     },
@@ -219,6 +250,9 @@ pub enum EventKind {
     /// Something that happened to a TURN client: see [`TurnEvent`].
     #[serde(untagged)]
     Turn(TurnEvent),
+    /// Something that happened between a session and its relay: see [`SideEvent`].
+    #[serde(untagged)]
+    Side(SideEvent),
     /// Something that happened to a relay: see [`RelayEvent`].
     #[serde(untagged)]
     Relay(RelayEvent),
@@ -247,6 +281,10 @@ impl fmt::Display for EventKind {
                 write!(f, "listening on TCP")?;
                 local_tcp.iter().try_for_each(|addr| write!(f, " {addr}"))
             }
+            Self::CertificateShown { pin } => write!(f, "shows a certificate whose key has the pin {pin}"),
+            Self::CertificateKept { error } => {
+                write!(f, "the certificate's files have changed, but the old one stays: {error}")
+            }
             Self::StateChanged { state } => write!(f, "{state}"),
             Self::PeerConnected { link, peer } => write!(f, "link {link} connected with {peer}"),
             Self::PeerDisconnected { link, peer, detail, retry_in, .. } => {
@@ -256,8 +294,10 @@ impl fmt::Display for EventKind {
                 write!(f, "link {link} could not connect to {remote}: {error}{}", Retry(*retry_in))
             }
             Self::PeerRefused { peer, reason, more } => {
-                write!(f, "peer {peer} turned away: {}", reason.as_str())?;
-                if *more > 0 { write!(f, " (and {more} others)") } else { Ok(()) }
+                write!(f, "peer {peer} turned away: {}{}", reason.as_str(), More(*more))
+            }
+            Self::HandshakeFailed { peer, error, more } => {
+                write!(f, "peer {peer} turned away: {error}{}", More(*more))
             }
             Self::SourceAppeared { link, source } => {
                 write!(f, "application {source} is served by link {link}")
@@ -280,6 +320,7 @@ impl fmt::Display for EventKind {
             Self::SessionStopped => write!(f, "stopped"),
             Self::Stats { connected, counters } => write_stats(f, *connected, counters),
             Self::Turn(event) => event.fmt(f),
+            Self::Side(event) => event.fmt(f),
             Self::Relay(event) => event.fmt(f),
             Self::Missed { count } => write!(f, "{count} events were lost because this subscriber was busy"),
         }
@@ -320,6 +361,14 @@ impl fmt::Display for Retry {
     }
 }
 
+struct More(u64);
+
+impl fmt::Display for More {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 > 0 { write!(f, " (and {} others)", self.0) } else { Ok(()) }
+    }
+}
+
 impl Refusal {
     fn as_str(self) -> &'static str {
         match self {
@@ -334,6 +383,10 @@ impl Refusal {
 /// Also for the times in other messages.
 pub(crate) fn as_rfc3339<S: serde::Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_rfc3339_millis(*at))
+}
+
+fn seconds<S: serde::Serializer>(wait: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    wait.as_secs_f64().serialize(to)
 }
 
 fn as_seconds<S: serde::Serializer>(wait: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {

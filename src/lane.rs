@@ -129,8 +129,13 @@ impl LaneMaker {
         Self { next: AtomicU64::new(0), max_bytes, max_age, totals }
     }
 
+    /// A number that nothing else of the session has.
+    pub(crate) fn number(&self) -> LinkId {
+        LinkId(self.next.fetch_add(1, Relaxed))
+    }
+
     pub(crate) fn make(&self, party: Option<UdpParty>) -> Arc<Lane> {
-        let link = LinkId(self.next.fetch_add(1, Relaxed));
+        let link = self.number();
         Arc::new(Lane::new(link, party, self.max_bytes, self.max_age, self.totals.counters()))
     }
 }

@@ -48,11 +48,16 @@
 //! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
 //! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream).
 //!
+//! *The seeds*, in the documentation of single items, are the two descriptions that this crate follows: wodVPN's
+//! TCPHandler, which is a session here, and the observer of icey's TURN client. What stands for something of theirs
+//! names it.
+//!
 //! # What it does not do
 //!
-//! The stream is neither encrypted nor authenticated: whoever reaches a listening port reaches the service
-//! behind it, unless [`allow`](config::SessionConfig::allow) keeps him out. Carry what protects itself, such
-//! as WireGuard, DTLS or QUIC.
+//! Without [`tls`](config::SessionConfig::tls) the stream is neither encrypted nor authenticated: whoever reaches a
+//! listening port reaches the service behind it, unless [`allow`](config::SessionConfig::allow), or the pins of
+//! [`listen_tls`](config::SessionConfig::listen_tls), keep him out. Carry what protects itself, such as WireGuard, DTLS
+//! or QUIC.
 
 pub mod config;
 pub mod counters;
@@ -74,21 +79,32 @@ mod clock;
 mod datagrams;
 mod dial;
 mod flow;
+mod handshakes;
 mod lane;
 mod link;
 mod link_stream;
 mod links;
 mod listen;
 mod relay_accept;
+mod relay_arrival;
 mod relay_conn;
 mod relay_desk;
+mod relay_link;
+mod relay_paths;
+mod session_relay;
+mod session_tls;
 mod session_turn;
 mod slots;
 mod sockets;
 mod sockopt;
 mod stream;
 mod stun;
+mod tls;
+mod tls_files;
+mod tls_stream;
+mod transport;
 mod turn_data;
+mod turn_dial;
 mod turn_forwards;
 mod turn_handlers;
 mod turn_io;
@@ -97,4 +113,5 @@ mod turn_path;
 mod turn_stream;
 mod turn_tcp;
 mod udp_io;
+mod udp_relayed;
 mod workers;

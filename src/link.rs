@@ -4,6 +4,7 @@
 //! child holds an [`Obituary`], and what its `Drop` sends is the news.
 
 use std::fmt;
+use std::time::Duration;
 
 use actix::prelude::*;
 
@@ -52,11 +53,24 @@ pub(crate) struct Ending {
     /// The connection carried bytes from its peer, or lived for 10 s: the next failure starts from the
     /// shortest wait again.
     pub(crate) proven: bool,
+    pub(crate) wait: Wait,
+}
+
+/// How long what ended stays away, if it comes again at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// As long as its cause and its history say.
+    #[default]
+    ByCause,
+    /// As after a failure, but at least so long: the far side has said so.
+    AtLeast(Duration),
+    /// Until it is told to come.
+    ForEver,
 }
 
 impl Ending {
     pub(crate) fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Self { cause, detail: detail.into(), proven: false }
+        Self { cause, detail: detail.into(), proven: false, wait: Wait::ByCause }
     }
 
     pub(crate) fn panicked() -> Self {

@@ -1,4 +1,4 @@
-//! What a link may run on: a TCP connection with the peer, or one that a TURN server relays.
+//! What a link may run on: a TCP connection with the peer, plain or with TLS, or one that a TURN server relays.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,18 +7,26 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tls_stream::TlsStream;
+use crate::transport::Transport;
 use crate::turn_stream::RelayStream;
 
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(TcpStream),
+    Direct(Transport),
     Relayed(RelayStream),
 }
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
-        Self::Tcp(tcp)
+        Self::Direct(tcp.into())
+    }
+}
+
+impl From<TlsStream> for Stream {
+    fn from(tls: TlsStream) -> Self {
+        Self::Direct(tls.into())
     }
 }
 
@@ -33,23 +41,17 @@ impl Stream {
     /// Whether a byte is there to be read; `false` if none will ever come. Takes nothing.
     pub(crate) fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         match self {
-            Self::Tcp(tcp) => peek(tcp, cx).map(|peeked| matches!(peeked, Ok(1..))),
+            Self::Direct(direct) => direct.poll_spoken(cx).map(|spoken| spoken.unwrap_or(false)),
             Self::Relayed(relayed) => relayed.poll_spoken(cx),
         }
     }
-}
-
-/// How many bytes are there to be read, 1 at most; 0 at the stream's end.
-pub(crate) fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    let mut byte = [0];
-    tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte))
 }
 
 /// The same call to whichever it is.
 macro_rules! delegate {
     ($stream:expr, $poll:ident($($argument:expr),*)) => {
         match $stream.get_mut() {
-            Self::Tcp(tcp) => Pin::new(tcp).$poll($($argument),*),
+            Self::Direct(direct) => Pin::new(direct).$poll($($argument),*),
             Self::Relayed(relayed) => Pin::new(relayed).$poll($($argument),*),
         }
     };
@@ -76,7 +78,7 @@ impl AsyncWrite for Stream {
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Direct(direct) => direct.is_write_vectored(),
             Self::Relayed(relayed) => relayed.is_write_vectored(),
         }
     }
@@ -105,7 +107,7 @@ mod tests {
     }
 
     /// Everything a link does with its stream.
-    async fn carries_bytes_both_ways(mut stream: Stream, mut far: TcpStream) {
+    async fn carries_bytes_both_ways(mut stream: Stream, mut far: impl AsyncRead + AsyncWrite + Unpin) {
         far.write_all(b"down").await.unwrap();
         assert!(poll_fn(|cx| stream.poll_spoken(cx)).await);
         let mut got = [0; 4];
@@ -129,6 +131,12 @@ mod tests {
     async fn a_direct_connection_carries_bytes_both_ways() {
         let (stream, far) = direct().await;
         carries_bytes_both_ways(stream, far).await;
+    }
+
+    #[actix::test]
+    async fn a_connection_with_tls_carries_bytes_both_ways() {
+        let (near, far) = crate::tls_stream::tests::pair().await;
+        carries_bytes_both_ways(near.into(), far).await;
     }
 
     #[actix::test]

@@ -14,15 +14,15 @@ use actix::prelude::*;
 
 use crate::clock::now;
 use crate::config::Remote;
-use crate::dial::dial;
 use crate::event::{Cause, EventKind, Refusal};
 use crate::lane::{Lane, LinkId, UdpParty};
 use crate::link::{Ending, Part};
 use crate::link_stream::Stream;
 use crate::session::admission::{Incumbent, SILENT_TIMEOUT};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, SessionState, in_wall_time};
+use crate::session_relay::Carrier;
 use crate::sockopt::{self, SocketError};
-use crate::tcp::{Close, TcpPeerActor};
+use crate::tcp::TcpPeerActor;
 use crate::udp::{
     Intake, LinkWanted, OfferLane, SourceAppeared, SourceForgotten, StopEndpoint, UdpEndpointActor,
 };
@@ -41,7 +41,7 @@ pub(crate) struct Link {
     /// Its own socket towards the service; `None` where applications share the session's.
     pub(crate) service: Option<(Arc<UdpIo>, Addr<UdpEndpointActor>)>,
     /// Remove it when its connection has ended.
-    doomed: bool,
+    pub(crate) doomed: bool,
 }
 
 /// What a link is doing.
@@ -54,7 +54,7 @@ pub(crate) enum Phase {
     /// A connection is being made.
     Dialing(SpawnHandle),
     /// A connection is up.
-    Up { actor: Addr<TcpPeerActor>, peer: SocketAddr, since: Instant, dialed: bool, relayed: bool },
+    Up { carrier: Carrier, peer: SocketAddr, since: Instant, dialed: bool, relayed: bool },
 }
 
 impl Phase {
@@ -63,7 +63,7 @@ impl Phase {
             Self::Idle => SessionState::Idle,
             Self::Backoff { until } => SessionState::Backoff { until: *until },
             Self::Dialing(_) => SessionState::Connecting,
-            Self::Up { .. } => SessionState::Connected,
+            Self::Up { carrier, .. } => carrier.state(),
         }
     }
 
@@ -106,8 +106,8 @@ impl Link {
     }
 
     pub(crate) fn close(&self, cause: Cause) {
-        if let Phase::Up { actor, .. } = &self.phase {
-            actor.do_send(Close { cause });
+        if let Phase::Up { carrier, .. } = &self.phase {
+            carrier.close(cause);
         }
     }
 }
@@ -163,13 +163,13 @@ impl RelaySessionActor {
         link.lane.flow.set_max_age(self.config.connect_hold);
         let attempt = match remote {
             Remote::Direct(remote) => {
-                let (options, timeout) = (self.options.clone(), self.config.connect_timeout);
-                let attempt = async move { dial(&remote, &options, timeout).await };
-                let attempt = attempt.into_actor(self).map(move |result, act, _| {
-                    let result = result.map(|(tcp, peer)| (tcp.into(), peer));
-                    act.dialed(id, result.map_err(|error| Ending::new(Cause::Broken, error.to_string())));
-                });
-                ctx.spawn(attempt)
+                let attempt = self.dial_direct(remote).into_actor(self);
+                ctx.spawn(attempt.map(move |result, act, _| act.dialed(id, result)))
+            }
+            Remote::Relay(_) if self.primary != Some(id) => return,
+            Remote::Relay(remote) => {
+                let attempt = self.dial_relay(&remote).into_actor(self);
+                ctx.spawn(attempt.map(move |result, act, ctx| act.dialed_relay(id, *remote, result, ctx)))
             }
             Remote::Turn(remote) => {
                 let attempt = self.dial_turn(&remote, ctx).into_actor(self);
@@ -221,7 +221,7 @@ impl RelaySessionActor {
         link.lane.connection_begins();
         let relayed = matches!(stream, Stream::Relayed(_));
         let actor = TcpPeerActor::new(stream, link.lane.clone(), udp, reporter, obituary).start();
-        link.phase = Phase::Up { actor, peer, since, dialed, relayed };
+        link.phase = Phase::Up { carrier: Carrier::Peer(actor), peer, since, dialed, relayed };
         self.reporter.report(EventKind::PeerConnected { link: id, peer });
         self.state_may_have_changed();
         Ok(())
@@ -332,21 +332,23 @@ impl RelaySessionActor {
         let remote = self.sockets.remote();
         let is_dormant = again_in.is_some() && self.is_unused(id);
         let retry_in = again_in.filter(|_| remote.is_some() && !is_dormant);
+        let redirection = self.relay_link_ended(id, &ending, again_in);
         let hold = self.idle_hold();
         let Some(link) = self.links.get_mut(&id) else { return };
         link.lane.flow.set_max_age(hold);
         link.lane.dormant.store(is_dormant, Relaxed);
         let Ending { cause, detail, .. } = ending;
-        match (&link.phase, remote) {
-            (Phase::Up { peer, .. }, _) => {
-                let event = EventKind::PeerDisconnected { link: id, peer: *peer, cause, detail, retry_in };
-                self.reporter.report(event);
+        let event = match (&link.phase, remote) {
+            (Phase::Up { carrier, peer, .. }, _) if carrier.is_let_in() => {
+                Some(EventKind::PeerDisconnected { link: id, peer: *peer, cause, detail, retry_in })
             }
-            (Phase::Dialing(_), Some(remote)) => {
-                self.reporter.report(EventKind::ConnectFailed { link: id, remote, error: detail, retry_in });
+            (Phase::Dialing(_) | Phase::Up { .. }, Some(remote)) => {
+                Some(EventKind::ConnectFailed { link: id, remote, error: detail, retry_in })
             }
+            (Phase::Up { .. }, None) => None,
             _ => return,
-        }
+        };
+        redirection.or(event).into_iter().for_each(|event| self.reporter.report(event));
         let was_accepted = link.is_accepted();
         link.phase = match retry_in {
             Some(wait) => Phase::Backoff { until: in_wall_time(wait) },
@@ -415,7 +417,7 @@ impl RelaySessionActor {
     }
 
     /// Removes a link without a connection; the supervisor forgets its failures.
-    fn forget(&mut self, id: LinkId) {
+    pub(crate) fn forget(&mut self, id: LinkId) {
         self.remove(id);
         self.obituary(Part::Link(id), true).end(Ending::new(Cause::Forgotten, "its application is silent"));
     }
@@ -455,6 +457,8 @@ impl Handler<RestartPart> for RelaySessionActor {
                 let io = self.links.get(&id).and_then(|link| link.service.as_ref()).map(|(io, _)| io.clone());
                 if let Some(io) = io {
                     self.start_service_endpoint(id, io);
+                } else {
+                    self.restart_service(id);
                 }
             }
         }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -20,30 +20,32 @@ use crate::event::{Cause, EventKind, JoinRefusal, LeaveCause, RelayEvent};
 use crate::link::{Ending, Mortal, Obituary};
 use crate::listen::Listener;
 use crate::relay_accept::Accept;
-use crate::relay_conn::{ConnectionEnded, JoinWanted, SideLeaves, cause_of};
-use crate::relay_desk::{Desk, Meeting, Told, Way};
+use crate::relay_arrival::{ConnectionEnded, HandshakeFailed};
+use crate::relay_conn::{JoinWanted, Rejected, SideLeaves, cause_of};
+use crate::relay_desk::{Desk, Meeting, SharedRate, Told, Way};
 use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
-use crate::stun;
 use crate::supervisor::{Reporter, SupervisorActor};
-use accounts::{Accounts, AccountsError};
-use connection::{Ending as Closed, Shared};
+use connection::Shared;
 use directory::{ConnectionKey, Directory, Joined, Limits, Met, Order, Refused};
 pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
 use lobby::Lobby;
 use messages::PairId;
-use nonce::NonceKey;
+use rate::Rate;
 
 pub(crate) mod accounts;
 pub(crate) mod attributes;
+pub(crate) mod channels;
 mod checks;
 pub(crate) mod connection;
 pub(crate) mod directory;
 mod info;
 pub(crate) mod lobby;
 pub(crate) mod messages;
-mod nonce;
+pub(crate) mod nonce;
+pub(crate) mod rate;
 pub(crate) mod runs;
+pub(crate) mod side;
 
 /// Sides that are told to come back do so within this time, each at a moment of its own.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -116,6 +118,8 @@ pub struct TcpRelayActor {
     directory: Directory,
     /// What connections that are gone have carried, of pairs that are still here.
     past: HashMap<PairId, Counters>,
+    /// Where the rate is limited: of the pairs that are here.
+    rates: HashMap<PairId, SharedRate>,
     refusals: OncePerSecond,
     stopping: bool,
     obituary: Obituary,
@@ -145,6 +149,7 @@ impl TcpRelayActor {
             arbiters,
             directory: Directory::new(limits),
             past: HashMap::new(),
+            rates: HashMap::new(),
             refusals: OncePerSecond::default(),
             stopping: false,
             obituary: Obituary::new(who, supervisor),
@@ -170,6 +175,9 @@ impl TcpRelayActor {
         let listeners: Result<_, _> = listeners.into_iter().map(Listener::new).collect();
         self.listeners = listeners.map_err(failed)?;
         self.report(RelayEvent::RelayStarted { local_tcp: self.sockets.local_tcp() });
+        if let Some(acceptor) = self.sockets.acceptor() {
+            self.reporter.report(EventKind::CertificateShown { pin: acceptor.pin() });
+        }
         Ok(())
     }
 
@@ -210,13 +218,20 @@ impl TcpRelayActor {
                     peer: desk.peer,
                     paired,
                 };
-                desk.tell(Told::Joined(meeting));
+                let rate = self.rate_of(pair);
+                desk.tell(Told::Joined(meeting, rate));
                 if let Some(guest) = self.guests.get_mut(&key) {
                     guest.member = Some(member);
                 }
                 self.report(event);
             }
         }
+    }
+
+    fn rate_of(&mut self, pair: PairId) -> Option<SharedRate> {
+        let limit = self.config.max_rate?;
+        let rate = self.rates.entry(pair).or_insert_with(|| Arc::new(Mutex::new(Rate::new(now(), limit))));
+        Some(rate.clone())
     }
 
     fn order(&mut self, to: ConnectionKey, order: Order) {
@@ -260,6 +275,7 @@ impl TcpRelayActor {
                 }
                 _ => {
                     self.past.remove(&pair);
+                    self.rates.remove(&pair);
                 }
             }
         }
@@ -331,23 +347,6 @@ impl TcpRelayActor {
     }
 }
 
-/// What the connections of a relay have in common, from its configuration.
-///
-/// # Errors
-/// Realm, user names or passwords hold what may not be in them.
-pub(crate) fn shared(config: &RelayConfig) -> Result<Shared, AccountsError> {
-    let mut accounts = Accounts::new(&*config.realm)?;
-    config.users.iter().try_for_each(|user| accounts.insert(user))?;
-    if let Some(key) = &config.shared_key {
-        accounts.set_shared_key(key.clone())?;
-    }
-    let mut key = [0; 32];
-    let random = std::iter::repeat_with(stun::random_id).flat_map(|id| id.0);
-    key.iter_mut().zip(random).for_each(|(byte, random)| *byte = random);
-    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
-    Ok(Shared { accounts, nonces: NonceKey(key), max_lifetime, ids: stun::random_id })
-}
-
 /// When somebody is to come back, so that not all do at once.
 fn spread_retry() -> Duration {
     RETRY_MIN + (RETRY_MAX - RETRY_MIN).mul_f64(fastrand::f64())
@@ -412,14 +411,31 @@ impl Handler<JoinWanted> for TcpRelayActor {
     }
 }
 
+impl Handler<HandshakeFailed> for TcpRelayActor {
+    type Result = ();
+
+    fn handle(&mut self, message: HandshakeFailed, _: &mut Self::Context) {
+        let HandshakeFailed { peer, error } = message;
+        if let Some(more) = self.refusals.pass(now()) {
+            let error = error.to_string();
+            self.reporter.report(EventKind::HandshakeFailed { peer, error, more });
+        }
+    }
+}
+
+impl Handler<Rejected> for TcpRelayActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Rejected, _: &mut Self::Context) {
+        self.refuse(message.peer, JoinRefusal::Unauthenticated);
+    }
+}
+
 impl Handler<SideLeaves> for TcpRelayActor {
     type Result = ();
 
     fn handle(&mut self, message: SideLeaves, _: &mut Self::Context) {
         let SideLeaves { key, ending } = message;
-        if let (Closed::TooManyRefused, Some(guest)) = (ending, self.guests.get(&key)) {
-            self.refuse(guest.desk.peer, JoinRefusal::TooManyRefused);
-        }
         self.lobby.leave(key);
         self.leave(key, cause_of(ending));
     }

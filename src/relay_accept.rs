@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use crate::clock::now;
 use crate::event::{EventKind, JoinRefusal};
 use crate::listen::Incoming;
+use crate::relay::connection::Connection;
 use crate::relay::directory::ConnectionKey;
 use crate::relay::{Guest, TcpRelayActor};
-use crate::relay_conn::Arrival;
+use crate::relay_arrival::Arrival;
 use crate::relay_desk::{Desk, Told};
 
 /// Connections accepted in one turn of the task.
@@ -78,8 +79,16 @@ impl TcpRelayActor {
             let evicted = guest.desk.peer;
             self.refuse(evicted, JoinRefusal::PlaceNeeded);
         }
-        let (config, shared) = (self.config.clone(), self.shared.clone());
-        let arrival = Arrival::new(tcp, desk, config, shared, ctx.address(), now());
+        let acceptor = self.sockets.acceptor();
+        match acceptor.as_ref().and_then(|acceptor| acceptor.look(now())) {
+            Some(Ok(pin)) => self.reporter.report(EventKind::CertificateShown { pin }),
+            Some(Err(error)) => {
+                self.reporter.report(EventKind::CertificateKept { error: error.to_string() });
+            }
+            None => {}
+        }
+        let core = Connection::new(now(), key.0, peer, self.shared.clone());
+        let arrival = Arrival::new(tcp, acceptor, desk, self.config.clone(), core, ctx.address());
         let index = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
         if let Some(arbiter) = self.arbiters.get(index) {
             // If the thread is gone, the arrival is dropped, and tells us so.

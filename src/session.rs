@@ -18,11 +18,13 @@ use crate::clock::{OncePerSecond, now};
 use crate::config::{ChildId, MAX_LISTENERS, Remote, SessionConfig};
 use crate::counters::{Counters, LiveCounters};
 use crate::event::{Cause, EventKind};
+use crate::handshakes::Handshakes;
 use crate::lane::LaneMaker;
 use crate::link::{Ending, Mortal, Obituary, Part};
 use crate::link_stream::Stream;
 use crate::links::{Link, Phase};
 use crate::listen::{Listener, Lobby};
+use crate::session_relay::SessionRelay;
 use crate::session_turn::SessionTurn;
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
@@ -32,6 +34,7 @@ use crate::udp_io::UdpIo;
 
 pub use crate::lane::LinkId;
 pub use crate::sockopt::SocketError;
+pub use crate::tls::TlsError;
 pub use state::SessionState;
 
 pub(crate) mod admission;
@@ -89,7 +92,7 @@ pub struct SessionInfo {
     pub remote: Option<Remote>,
     /// Its links, by number.
     pub links: Vec<LinkInfo>,
-    /// Accepted connections that have sent nothing yet, or wait for a place.
+    /// Accepted connections that have sent nothing yet, are at their TLS handshake, or wait for a place.
     pub waiting: usize,
     /// What was carried and dropped since the session was first started, restarts included.
     pub counters: Counters,
@@ -167,6 +170,7 @@ pub struct RelaySessionActor {
     /// The link that is there from the beginning, peer or no peer; see `links.rs`.
     pub(crate) primary: Option<LinkId>,
     pub(crate) local: Option<LocalSocket>,
+    pub(crate) handshakes: Handshakes,
     pub(crate) lobby: Lobby,
     pub(crate) lobby_timer: Option<SpawnHandle>,
     pub(crate) listeners: Vec<Listener>,
@@ -174,6 +178,7 @@ pub struct RelaySessionActor {
     pub(crate) stopping: bool,
     pub(crate) turn: Option<SessionTurn>,
     pub(crate) turn_rounds: u64,
+    pub(crate) relay: Option<SessionRelay>,
     /// Cancelled when the supervisor is gone, however it went.
     supervised: CancellationToken,
     supervisor: Addr<SupervisorActor>,
@@ -209,6 +214,7 @@ impl RelaySessionActor {
             links: BTreeMap::new(),
             primary: None,
             local: None,
+            handshakes: Handshakes::default(),
             lobby: Lobby::default(),
             lobby_timer: None,
             listeners: Vec::new(),
@@ -217,6 +223,7 @@ impl RelaySessionActor {
             stopping: false,
             turn: None,
             turn_rounds: 0,
+            relay: None,
             supervisor,
             life,
             stats_interval,
@@ -263,22 +270,23 @@ impl RelaySessionActor {
         Ok(())
     }
 
-    pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &Context<Self>) {
+    pub(crate) fn start_local_endpoint(&mut self, io: Arc<UdpIo>, ctx: &mut Context<Self>) {
         let rules = ApplicationRules {
             max_sources: self.config.source_limit(),
             source_idle: self.config.source_idle,
             app: self.config.application(),
         };
-        let known = self.links.values().map(|link| link.lane.clone()).collect();
-        let applications = Applications::new(
-            rules,
-            known,
-            self.maker.clone(),
-            self.counters.clone(),
-            ctx.address(),
-            self.reporter.clone(),
-        );
-        let endpoint = self.start_endpoint(&io, Intake::Applications(Box::new(applications)), None);
+        let intake = if self.is_at_relay() {
+            self.relayed_intake(&io, rules)
+        } else {
+            let known = self.links.values().map(|link| link.lane.clone()).collect();
+            let (maker, counters) = (self.maker.clone(), self.counters.clone());
+            let (session, reporter) = (ctx.address(), self.reporter.clone());
+            Intake::Applications(Box::new(Applications::new(
+                rules, known, maker, counters, session, reporter,
+            )))
+        };
+        let endpoint = self.start_endpoint(&io, intake, None);
         self.local = Some(LocalSocket { io, endpoint });
     }
 
@@ -309,6 +317,7 @@ impl RelaySessionActor {
 
     fn info(&self) -> SessionInfo {
         let now = now();
+        self.expire_relayed(now);
         let links = self.links.iter().map(|(id, link)| {
             link.lane.flow.expire(now);
             LinkInfo {
@@ -327,7 +336,7 @@ impl RelaySessionActor {
             local_tcp: self.sockets.local_tcp(),
             remote: self.sockets.remote(),
             links: links.collect(),
-            waiting: self.lobby.len(),
+            waiting: self.handshakes.len() + self.lobby.len(),
             counters: self.sockets.totals.snapshot(),
         }
     }
@@ -397,6 +406,7 @@ impl Drop for RelaySessionActor {
     fn drop(&mut self) {
         self.links.values().for_each(Link::abandon);
         self.abandon_turn();
+        self.abandon_relay();
         if let Some(local) = &self.local {
             local.endpoint.do_send(StopEndpoint);
         }
@@ -438,7 +448,7 @@ impl Handler<Connect> for RelaySessionActor {
     type Result = ();
 
     fn handle(&mut self, message: Connect, ctx: &mut Self::Context) {
-        self.sockets.set_remote(Some(message.remote));
+        self.change_remote(message.remote, ctx);
         self.ensure_primary();
         self.dial_all(ctx);
         self.stop_turn_if_unused();
@@ -449,7 +459,7 @@ impl Handler<Connect> for RelaySessionActor {
 impl Handler<Listen> for RelaySessionActor {
     type Result = Result<Vec<SocketAddr>, SocketError>;
 
-    fn handle(&mut self, message: Listen, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: Listen, ctx: &mut Self::Context) -> Self::Result {
         let refused = |source| SocketError::Listen {
             addr: message.local_tcp.first().copied().unwrap_or(SocketAddr::from(([0; 4], 0))),
             source,
@@ -457,6 +467,13 @@ impl Handler<Listen> for RelaySessionActor {
         if message.local_tcp.len() > MAX_LISTENERS {
             return Err(refused(io::Error::new(io::ErrorKind::InvalidInput, "more than 16 addresses")));
         }
+        if self.is_at_relay() && !message.local_tcp.is_empty() {
+            return Err(refused(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the peer comes through a relay",
+            )));
+        }
+        self.leave_relay(ctx);
         self.sockets.listen(&message.local_tcp, &self.options)?;
         self.start_accepting().map_err(refused)?;
         self.state_may_have_changed();

@@ -1,4 +1,4 @@
-//! The signals that tell the program to stop.
+//! The signals that tell the program to stop, or to go on with new certificates.
 
 use std::io;
 use std::{
@@ -10,16 +10,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM, SIGINT (Ctrl-C) and, where nobody has asked for it to be ignored, SIGHUP.
 #[derive(Debug)]
-pub(crate) struct Signals(Vec<Signal>);
+pub(crate) struct Signals {
+    ends: Vec<Signal>,
+    /// Caught and forgotten.
+    _hangup: Option<Signal>,
+}
 
 impl Signals {
-    /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves.
-    pub(crate) fn new() -> io::Result<Self> {
+    /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves. Where
+    /// certificates from files are shown, SIGHUP says by custom that these have changed: it does not end the program
+    /// then, and has nothing to do, for they are looked at before each connection, once a second at most.
+    pub(crate) fn new(shows_files: bool) -> io::Result<Self> {
         let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
-        if !is_ignored(SignalKind::hangup()) {
+        if !shows_files && !is_ignored(SignalKind::hangup()) {
             kinds.push(SignalKind::hangup());
         }
-        kinds.into_iter().map(signal).collect::<io::Result<_>>().map(Self)
+        let hangup = if shows_files { Some(signal(SignalKind::hangup())?) } else { None };
+        Ok(Self { ends: kinds.into_iter().map(signal).collect::<io::Result<_>>()?, _hangup: hangup })
     }
 
     /// The next signal.
@@ -29,7 +36,7 @@ impl Signals {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // Not all of them at once: a second signal must not hide behind the first.
-        let came = self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+        let came = self.ends.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
         if came { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -11,12 +11,15 @@ use tokio::sync::oneshot;
 use crate::clock::now;
 use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
-use crate::link::{Ending, Mortal, Part};
+use crate::link::{Ending, Mortal, Part, Wait};
+use crate::relay::accounts::{Accounts, AccountsError};
 use crate::relay::connection::Shared;
-use crate::relay::{self, RelaySeed, TcpRelayActor};
+use crate::relay::nonce::NonceKey;
+use crate::relay::{RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
+use crate::stun;
 use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
 use crate::turn::{TurnClientActor, TurnSeed};
@@ -152,7 +155,7 @@ impl SupervisorActor {
         config.validate()?;
         let name = config.name.clone();
         self.check_free(&name)?;
-        let shared = relay::shared(&config)
+        let shared = shared_of(&config)
             .map_err(|error| StartError::RelayUsers { relay: name.clone(), why: error.to_string() })?;
         let sockets = Sockets::open_relay(&config)
             .map_err(|source| StartError::RelaySocket { relay: name.clone(), source })?;
@@ -294,7 +297,10 @@ impl SupervisorActor {
         }
         let verdict = outcome(&who, &ending).filter(|_| !stopping).map(|outcome| {
             let history = slot.restarts.entry(who.part).or_default();
-            history.ended(now(), outcome, fastrand::f64(), &limits)
+            match (history.ended(now(), outcome, fastrand::f64(), &limits), ending.wait) {
+                (Verdict::After(wait), Wait::AtLeast(least)) => Verdict::After(wait.max(least)),
+                (verdict, _) => verdict,
+            }
         });
         if verdict.is_none() {
             slot.restarts.remove(&who.part);
@@ -353,17 +359,37 @@ impl SupervisorActor {
     }
 }
 
+/// What the connections of a relay have in common, from its configuration.
+///
+/// # Errors
+/// Realm, user names or passwords hold what may not be in them.
+fn shared_of(config: &RelayConfig) -> Result<Shared, AccountsError> {
+    let mut accounts = Accounts::new(&*config.realm)?;
+    config.users.iter().try_for_each(|user| accounts.insert(user))?;
+    if let Some(key) = &config.shared_key {
+        accounts.set_shared_key(key.clone())?;
+    }
+    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
+    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
+}
+
 /// Whether, and after what, the part is to be started again.
 fn outcome(who: &Mortal, ending: &Ending) -> Option<Outcome> {
-    if !who.again {
+    if !who.again || ending.wait == Wait::ForEver {
         return None;
     }
     match ending.cause {
         Cause::Panicked => Some(Outcome::Panicked),
-        Cause::Refused => Some(Outcome::Refused { proven: ending.proven }),
-        Cause::Closed | Cause::Broken | Cause::UnfinishedFrame | Cause::UdpStuck => {
-            Some(Outcome::Failed { proven: ending.proven })
-        }
+        Cause::Refused if ending.wait == Wait::ByCause => Some(Outcome::Refused { proven: ending.proven }),
+        // However well it worked before: whoever took its place may be taken its place again.
+        Cause::Superseded => Some(Outcome::Refused { proven: false }),
+        Cause::Closed
+        | Cause::Broken
+        | Cause::UnfinishedFrame
+        | Cause::UdpStuck
+        | Cause::Refused
+        | Cause::Restarting
+        | Cause::Redirected => Some(Outcome::Failed { proven: ending.proven }),
         Cause::Told | Cause::Replaced | Cause::Forgotten => None,
     }
 }

@@ -132,6 +132,12 @@ fn what_a_server_refuses_is_asked_for_again_but_not_what_was_told_to_end() {
     let refused = Ending { proven: true, ..Ending::new(Cause::Refused, "401 Unauthorized") };
     assert_eq!(outcome(&who, &refused), Some(Outcome::Refused { proven: true }));
     assert_eq!(outcome(&who, &Ending::new(Cause::Told, "deallocated")), None);
+    // Full, and it says when there may be room.
+    let full = Ending { wait: Wait::AtLeast(Duration::from_secs(9)), ..refused.clone() };
+    assert_eq!(outcome(&who, &full), Some(Outcome::Failed { proven: true }));
+    let superseded = Ending { proven: true, ..Ending::new(Cause::Superseded, "by another") };
+    assert_eq!(outcome(&who, &superseded), Some(Outcome::Refused { proven: false }));
+    assert_eq!(outcome(&who, &Ending { wait: Wait::ForEver, ..superseded }), None);
     who.again = false;
     assert_eq!(outcome(&who, &refused), None);
 }

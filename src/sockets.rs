@@ -6,13 +6,15 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use actix::prelude::Recipient;
 
 use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
+use crate::stun;
+use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL, RELAY_PROTOCOL};
 use crate::turn::{DatagramsReceived, SetGate};
 
 /// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
@@ -34,6 +36,10 @@ pub(crate) struct Wishes {
 pub(crate) struct Sockets {
     inner: Mutex<Inner>,
     wishes: Mutex<Wishes>,
+    /// Peers that connect must speak TLS; a certificate that was made here stays the same.
+    acceptor: Option<Acceptor>,
+    /// INSTANCE: what a relay tells this session from others by.
+    instance: OnceLock<[u8; 8]>,
     pub(crate) totals: Arc<Totals>,
 }
 
@@ -45,6 +51,8 @@ struct Inner {
     /// Towards a service, where the peer is known to be the same after a reconnection: the service can go on
     /// sending at once.
     service: Option<UdpSocket>,
+    /// At a relay, the peer that it is for.
+    service_peer: Option<String>,
     /// Whom the session was last told to call.
     remote: Option<Remote>,
     /// Where peers reach it through a TURN server, unless it was told to disconnect.
@@ -52,9 +60,18 @@ struct Inner {
 }
 
 impl Sockets {
-    /// Binds what the session is configured to have.
+    /// Binds what the session is configured to have, and reads its certificates.
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
-        let sockets = Self::default();
+        let relay_tls = match &config.remote {
+            Some(Remote::Relay(relay)) => relay.tls.as_ref(),
+            _ => None,
+        };
+        if let Some(tls) = config.tls.as_ref().or(relay_tls) {
+            // What is wrong with its files is better said now than by the first link.
+            Connector::new(tls, None)?;
+        }
+        let acceptor = config.listen_tls.as_ref().map(|tls| Acceptor::new(tls, DIRECT_PROTOCOL));
+        let sockets = Self { acceptor: acceptor.transpose()?, ..Self::default() };
         sockets.set_remote(config.remote.clone());
         sockets.set_turn_listen(config.turn_listen.clone());
         if config.remote.is_some() || config.turn_listen.is_some() {
@@ -77,9 +94,10 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Binds what a relay is configured to have.
+    /// Binds what a relay is configured to have, and reads its certificates.
     pub(crate) fn open_relay(config: &RelayConfig) -> Result<Self, SocketError> {
-        let sockets = Self::default();
+        let acceptor = config.tls.as_ref().map(|tls| Acceptor::new(tls, RELAY_PROTOCOL));
+        let sockets = Self { acceptor: acceptor.transpose()?, ..Self::default() };
         sockets.listen(&config.local_tcp, &TcpOptions::from(config))?;
         Ok(sockets)
     }
@@ -105,6 +123,16 @@ impl Sockets {
     /// Where the child listens.
     pub(crate) fn local_tcp(&self) -> Vec<SocketAddr> {
         self.lock().listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Random, and the same for all lives of the session.
+    pub(crate) fn instance(&self) -> [u8; 8] {
+        let random = || *stun::random_id().0.first_chunk().expect("it has 12 bytes");
+        *self.instance.get_or_init(random)
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<Acceptor> {
+        self.acceptor.clone()
     }
 
     pub(crate) fn listeners(&self) -> io::Result<Vec<TcpListener>> {
@@ -157,6 +185,16 @@ impl Sockets {
         service.try_clone().map_err(|source| SocketError::ConnectUdp { to, source })
     }
 
+    /// The same for a peer that is met at a relay: another one gets another socket.
+    pub(crate) fn service_for(&self, peer: &str, to: SocketAddr) -> Result<UdpSocket, SocketError> {
+        let mut inner = self.lock();
+        if inner.service_peer.as_deref() != Some(peer) {
+            (inner.service, inner.service_peer) = (None, Some(peer.to_owned()));
+        }
+        drop(inner);
+        self.service(to)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,6 +224,10 @@ mod tests {
         let service = ports[0];
         let first = sockets.service(service).unwrap().local_addr().unwrap();
         assert_eq!(sockets.service(service).unwrap().local_addr().unwrap(), first);
+        let of = |peer| sockets.service_for(peer, service).unwrap().local_addr().unwrap();
+        let (b, c) = (of("b"), of("c"));
+        assert_ne!(b, c);
+        assert_eq!(of("c"), c);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::config::{RelayConfig, SessionConfig, TurnConfig};
+use crate::tls::TlsError;
 
 /// What the kernel may hold unsent per connection, bytes: `wire.md` "Queues".
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -103,6 +104,9 @@ pub enum SocketError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The certificates or keys for TLS are no good.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A bound socket could not be made to listen.
     #[error("listen at {addr}: {source}")]
     Listen {

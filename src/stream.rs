@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::flow::Flow;
-use crate::tcp::channel_data::MAX_MESSAGE_LEN;
+use crate::tcp::channel_data::{self, MAX_MESSAGE_LEN, Payloads};
 use crate::tcp::framing::MAX_FRAME_LEN;
 
 /// What a write may hold while the stream has a backlog: more would only age in the socket.
@@ -44,7 +44,8 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes until the flow is empty or the stream takes no more; is never ready but with an error.
+    /// Writes until the flow is empty or the stream takes no more; is never ready but with an error. What a stream
+    /// has taken but not sent (TLS) goes out before more frames are made of what may still grow too old.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -53,6 +54,14 @@ impl FrameWriter {
         now: Instant,
     ) -> Poll<io::Error> {
         for _ in 0..MAX_WRITES {
+            match Pin::new(&mut *stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => {
+                    self.backlog = true;
+                    return Poll::Pending;
+                }
+            }
             let max = if self.backlog { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
             let Poll::Ready(frames) = flow.poll_front(cx, now, max) else {
                 self.backlog = false;
@@ -104,6 +113,45 @@ pub(crate) trait FrameSink {
     fn last_sent(&self) -> Option<Instant>;
     /// How many datagrams stand in `rest`, the one that is cut included.
     fn datagrams(&self, rest: &[u8]) -> u64;
+}
+
+/// System calls, or control messages, for what one read of a TURN stream brought; then the task's neighbours have
+/// their turn.
+const MAX_CALLS: usize = 64;
+/// Datagrams of one channel taken together: empty ones cost a call each and the far side nothing.
+const MAX_RUN: usize = 1024;
+
+/// Who is handed what a TURN stream brings, once it is taken apart.
+pub(crate) trait TurnSink {
+    /// The length of the first message, padding included, as soon as it is known; `Err`: it is none.
+    fn message_len(&mut self, bytes: &[u8]) -> Result<Option<usize>, ()>;
+    /// Datagrams of one channel; says how many system calls they took.
+    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize;
+    /// A whole STUN message.
+    fn message(&mut self, message: &[u8]);
+}
+
+/// Takes the whole messages at the beginning of `bytes`, as a [`FrameSink`] does.
+pub(crate) fn take_turn(sink: &mut impl TurnSink, bytes: &[u8]) -> (usize, Taken) {
+    let (mut used, mut calls) = (0, 0);
+    while used < bytes.len() && calls < MAX_CALLS {
+        let rest = &bytes[used..];
+        let len = match sink.message_len(rest) {
+            Ok(Some(len)) if len <= rest.len() => len,
+            Ok(_) => return (used, Taken::All),
+            Err(()) => return (used, Taken::Malformed),
+        };
+        if let Some((channel, _)) = channel_data::parse(rest) {
+            let mut payloads = Payloads::new(rest, channel);
+            calls += sink.channel(channel, payloads.by_ref().take(MAX_RUN));
+            used += payloads.used();
+        } else {
+            sink.message(&rest[..len]);
+            calls += 1;
+            used += len;
+        }
+    }
+    (used, if used < bytes.len() { Taken::Some } else { Taken::All })
 }
 
 /// Why a reader ended.

@@ -103,6 +103,12 @@ pub(crate) fn random_id() -> TransactionId {
     TransactionId(*stun_rs::TransactionId::default().as_bytes())
 }
 
+/// 32 bytes from the same source: a key that nobody can guess.
+pub(crate) fn random_key() -> [u8; 32] {
+    let ids = [random_id(), random_id(), random_id()].map(|TransactionId(id)| id);
+    *ids.as_flattened().first_chunk().expect("3 times 12 are 36")
+}
+
 /// REQUESTED-TRANSPORT: what the relayed address speaks towards peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Relayed {

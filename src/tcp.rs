@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crate::link::{Ending, Obituary};
 use crate::link_stream::Stream;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 use crate::supervisor::Reporter;
+use crate::tls::TlsError;
 use crate::udp_io::{Full, UdpIo};
 
 pub(crate) mod channel_data;
@@ -67,6 +68,8 @@ pub struct TcpPeerActor {
 struct Closing {
     cause: Cause,
     deadline: Pin<Box<Sleep>>,
+    /// Everything is sent but the stream's own end.
+    ending: bool,
 }
 
 impl TcpPeerActor {
@@ -91,8 +94,11 @@ impl TcpPeerActor {
     }
 
     fn close(&mut self, cause: Cause) {
-        self.closing
-            .get_or_insert_with(|| Closing { cause, deadline: Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)) });
+        self.closing.get_or_insert_with(|| Closing {
+            cause,
+            deadline: Box::pin(tokio::time::sleep(CLOSE_TIMEOUT)),
+            ending: false,
+        });
     }
 
     /// Both halves, as far as they go for now; ready with the end of the connection.
@@ -101,7 +107,9 @@ impl TcpPeerActor {
         if let Poll::Ready(end) = self.poll_read(cx, now) {
             return Poll::Ready(end);
         }
-        if let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now) {
+        let is_ending = self.closing.as_ref().is_some_and(|closing| closing.ending);
+        if !is_ending && let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now)
+        {
             return Poll::Ready(broken("writing to", &error));
         }
         self.poll_closing(cx)
@@ -128,12 +136,14 @@ impl TcpPeerActor {
         let Some(closing) = &mut self.closing else { return Poll::Pending };
         let ending = Ending::new(closing.cause, told(closing.cause));
         let in_time = closing.deadline.as_mut().poll(cx).is_pending();
-        if in_time && !self.lane.flow.is_empty() {
+        if in_time && !closing.ending && !self.lane.flow.is_empty() {
             return Poll::Pending;
         }
-        // A plain socket's FIN needs no waiting; the error of a connection that is gone changes nothing.
-        let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
-        Poll::Ready(ending)
+        closing.ending = true;
+        // A plain socket's FIN needs no waiting, what TLS says before it may; the error of a connection that is gone
+        // changes nothing.
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
+        if in_time && ended.is_pending() { Poll::Pending } else { Poll::Ready(ending) }
     }
 
     fn finish(&mut self, mut ending: Ending) {
@@ -145,10 +155,16 @@ impl TcpPeerActor {
 }
 
 fn broken(doing: &str, error: &io::Error) -> Ending {
+    if let Some(error) = TlsError::within(error) {
+        // A server that does not like our certificate says so after the handshake (TLS 1.3).
+        let cause = if error.is_refusal() { Cause::Refused } else { Cause::Broken };
+        return Ending::new(cause, error.to_string());
+    }
     Ending::new(Cause::Broken, format!("{doing} the connection failed: {error}"))
 }
 
-fn told(cause: Cause) -> &'static str {
+/// Why somebody ended a connection that could have gone on.
+pub(crate) fn told(cause: Cause) -> &'static str {
     match cause {
         Cause::Replaced => "a newer connection took its place",
         Cause::Forgotten => "its application is silent",
@@ -218,7 +234,7 @@ impl FrameSink for UdpSender {
         counters.dropped(DropReason::SendFailed, sent.failed);
         if sent.refused > 0 {
             counters.dropped(DropReason::ServiceUnreachable, sent.refused);
-            report_unreachable(&self.lane, &self.reporter, party.to);
+            report_unreachable(&self.lane.unreachable, &self.reporter, party.to);
         }
         let taken = match framing::first_datagram(&bytes[sent.used..]) {
             None => Taken::All,
@@ -243,8 +259,8 @@ impl FrameSink for UdpSender {
 }
 
 /// Says once that the service answers "port unreachable", until it has answered otherwise.
-pub(crate) fn report_unreachable(lane: &Lane, reporter: &Reporter, service: SocketAddr) {
-    if !lane.unreachable.swap(true, Relaxed) {
+pub(crate) fn report_unreachable(known: &AtomicBool, reporter: &Reporter, service: SocketAddr) {
+    if !known.swap(true, Relaxed) {
         reporter.report(EventKind::ServiceUnreachable { service });
     }
 }

@@ -5,7 +5,9 @@ use actix::prelude::*;
 use crate::links::Phase;
 use crate::relay::TcpRelayActor;
 use crate::relay_desk::Told;
+use crate::relay_link::RelayLinkActor;
 use crate::session::{LinkId, RelaySessionActor};
+use crate::session_relay::Carrier;
 use crate::supervisor::SupervisorActor;
 use crate::tcp::TcpPeerActor;
 use crate::turn::TurnClientActor;
@@ -19,7 +21,7 @@ pub enum PanicIn {
     Session,
     /// That of the local UDP socket.
     Endpoint,
-    /// That of the link's socket towards the service.
+    /// That of the link's socket towards the service; at a relay, all of them.
     LinkEndpoint(LinkId),
     /// That of the link's TCP connection.
     Link(LinkId),
@@ -68,12 +70,13 @@ impl Handler<PanicIn> for RelaySessionActor {
             PanicIn::LinkEndpoint(link) => {
                 let endpoint = self.links.get(&link).and_then(|link| link.service.as_ref());
                 endpoint.into_iter().for_each(|(_, endpoint)| endpoint.do_send(Panic));
+                self.relayed_services().for_each(|endpoint| endpoint.do_send(Panic));
             }
-            PanicIn::Link(link) => {
-                if let Some(Phase::Up { actor, .. }) = self.links.get(&link).map(|link| &link.phase) {
-                    actor.do_send(Panic);
-                }
-            }
+            PanicIn::Link(link) => match self.links.get(&link).map(|link| &link.phase) {
+                Some(Phase::Up { carrier: Carrier::Peer(actor), .. }) => actor.do_send(Panic),
+                Some(Phase::Up { carrier: Carrier::Relay(actor, _), .. }) => actor.do_send(Panic),
+                _ => {}
+            },
         }
     }
 }
@@ -90,4 +93,4 @@ macro_rules! panics {
     )*};
 }
 
-panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, TcpRelayActor);
+panics!(SupervisorActor, UdpEndpointActor, TcpPeerActor, TurnClientActor, RelayLinkActor, TcpRelayActor);

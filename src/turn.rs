@@ -39,6 +39,7 @@ pub(crate) mod channels;
 pub(crate) mod connections;
 mod error;
 mod login;
+mod pace;
 pub(crate) mod permissions;
 pub(crate) mod transactions;
 
@@ -248,9 +249,6 @@ pub(crate) struct Waiting {
     pub(crate) connect: HashMap<connections::Key, Waiter<RelayStream>>,
 }
 
-/// Answers that may be awaited at once; more are refused.
-const MAX_WAITING: usize = 1024;
-
 /// A client of one TURN server. Started by [`StartTurn`](crate::supervisor::StartTurn), or by a session that
 /// goes through the server.
 #[derive(Debug)]
@@ -270,6 +268,7 @@ pub struct TurnClientActor {
     pub(crate) last_relayed: Option<SocketAddr>,
     pub(crate) waiting: Waiting,
     pub(crate) gate: SetGate,
+    pub(crate) refused_attempts: OncePerSecond,
     pub(crate) forwards: Forwards,
     /// Bound connections that somebody owns.
     pub(crate) streams: HashMap<connections::Key, (ConnectionId, SocketAddr)>,
@@ -317,6 +316,7 @@ impl TurnClientActor {
             last_relayed: None,
             waiting: Waiting::default(),
             gate: gate.unwrap_or(SetGate { gate: None, streams: None }),
+            refused_attempts: OncePerSecond::default(),
             streams: HashMap::new(),
             icmp: OncePerSecond::default(),
             drive: None,
@@ -402,18 +402,6 @@ impl TurnClientActor {
         self.report(TurnEvent::TurnStats { counters: self.counters() });
         // Not `run_interval`: it would make up for missed ticks in a burst.
         ctx.run_later(self.stats_interval, Self::report_stats);
-    }
-
-    /// A place among those who wait, or the reason why there is none.
-    pub(crate) fn check_waiting(&self) -> Result<(), TurnError> {
-        let Waiting { allocate, ready, deallocate, permit, bind, connect } = &self.waiting;
-        let binds = bind.values().map(Vec::len).sum::<usize>();
-        let all = allocate.len() + ready.len() + deallocate.len() + permit.len() + binds + connect.len();
-        if all < MAX_WAITING {
-            Ok(())
-        } else {
-            Err(TurnError::TooMany { what: "waiting requests", limit: MAX_WAITING })
-        }
     }
 }
 

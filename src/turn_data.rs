@@ -2,21 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use crate::dial::DialError;
+use crate::transport::Transport;
 use crate::turn::allocation::Allocation;
 use crate::turn::connections::Key;
-
-/// The result of dialing the server once more.
-pub(crate) type Dialed = Result<(TcpStream, SocketAddr), DialError>;
 
 /// What one read brings at most. The server's answer is short; the peer's bytes may follow it.
 const READ_LEN: usize = 4096;
@@ -33,13 +28,13 @@ pub(crate) struct DataConnections {
 
 #[derive(Debug)]
 struct DataConnection {
-    stream: TcpStream,
+    stream: Transport,
     to_send: BytesMut,
     unused: BytesMut,
 }
 
 impl DataConnections {
-    pub(crate) fn insert(&mut self, key: Key, stream: TcpStream) {
+    pub(crate) fn insert(&mut self, key: Key, stream: Transport) {
         let connection = DataConnection { stream, to_send: BytesMut::new(), unused: BytesMut::new() };
         self.all.insert(key, connection);
         self.is_fresh = true;
@@ -59,7 +54,7 @@ impl DataConnections {
     }
 
     /// The connection, and what has been read from it and not been used.
-    pub(crate) fn take(&mut self, key: Key) -> Option<(TcpStream, Bytes)> {
+    pub(crate) fn take(&mut self, key: Key) -> Option<(Transport, Bytes)> {
         self.all.remove(&key).map(|connection| (connection.stream, connection.unused.freeze()))
     }
 
@@ -85,6 +80,9 @@ impl DataConnection {
                 Poll::Ready(Err(error)) => return Poll::Ready(format!("writing to it failed: {error}")),
                 Poll::Pending => break,
             }
+        }
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(cx) {
+            return Poll::Ready(format!("writing to it failed: {error}"));
         }
         // A bound one is not read any more: the bytes are its new owner's.
         while core.connections().get(key).is_some_and(|connection| !connection.is_bound())

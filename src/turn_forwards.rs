@@ -21,9 +21,9 @@ use crate::datagrams::{BatchBuilder, Framing, Received};
 use crate::event::{Cause, EventKind, TurnEvent};
 use crate::lane::LinkId;
 use crate::link::{Ending, Mortal, Obituary, Part};
-use crate::stream::{FrameSink, Taken};
+use crate::stream::{FrameSink, Taken, TurnSink, take_turn};
 use crate::stun::data::{self, DataIndication};
-use crate::tcp::channel_data::{self, Payloads};
+use crate::tcp::channel_data;
 use crate::turn::allocation::Allocation;
 use crate::turn::{DatagramsReceived, Phase, SendDatagrams, TurnClientActor, TurnError};
 use crate::turn_path::{Activity, PeerPath};
@@ -34,12 +34,6 @@ pub(crate) use crate::turn_path::Route;
 
 /// In back-off, and while there is no allocation, datagrams are held for this long at most.
 const IDLE_HOLD: Duration = Duration::from_secs(1);
-/// System calls, or control messages, for what one read of a stream brought; then the task's neighbours have
-/// their turn.
-const MAX_CALLS: usize = 64;
-/// Datagrams of one channel taken together: empty ones cost a call each and the server nothing.
-const MAX_RUN: usize = 1024;
-
 /// Of one TURN client.
 #[derive(Debug)]
 pub(crate) struct Forwards {
@@ -207,20 +201,34 @@ pub(crate) struct Intake<'r> {
     pub(crate) now: Instant,
 }
 
+impl TurnSink for Intake<'_> {
+    fn message_len(&mut self, bytes: &[u8]) -> Result<Option<usize>, ()> {
+        channel_data::message_len(bytes).map_err(|_| ())
+    }
+
+    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
+        self.take_channel(channel, datagrams)
+    }
+
+    fn message(&mut self, message: &[u8]) {
+        self.take_message(message);
+    }
+}
+
 impl Intake<'_> {
     /// What a UDP control socket received.
     pub(crate) fn datagrams(&mut self, received: Received<'_>) {
         let mut datagrams = received.datagrams().peekable();
         while let Some(first) = datagrams.peek() {
             if let Some((channel, _)) = channel_data::parse(first) {
-                self.channel(channel, channel_data::payloads_of(&mut datagrams, channel));
+                self.take_channel(channel, channel_data::payloads_of(&mut datagrams, channel));
             } else if let Some(message) = datagrams.next() {
-                self.message(message);
+                self.take_message(message);
             }
         }
     }
 
-    fn channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
+    fn take_channel<'d>(&mut self, channel: u16, datagrams: impl Iterator<Item = &'d [u8]>) -> usize {
         let Self { core, forwards, now } = self;
         let known = forwards.channels.get(&channel).cloned();
         match known {
@@ -240,7 +248,7 @@ impl Intake<'_> {
     }
 
     /// A whole STUN message, or something else.
-    fn message(&mut self, message: &[u8]) {
+    fn take_message(&mut self, message: &[u8]) {
         let Self { core, forwards, now } = self;
         match data::data_indication(message) {
             Some(DataIndication { peer, datagram: Some(datagram), .. }) => {
@@ -270,25 +278,7 @@ impl Intake<'_> {
 /// What a control stream brings.
 impl FrameSink for Intake<'_> {
     fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
-        let (mut used, mut calls) = (0, 0);
-        while used < bytes.len() && calls < MAX_CALLS {
-            let rest = &bytes[used..];
-            let len = match channel_data::message_len(rest) {
-                Ok(Some(len)) if len <= rest.len() => len,
-                Ok(_) => return (used, Taken::All),
-                Err(_) => return (used, Taken::Malformed),
-            };
-            if let Some((channel, _)) = channel_data::parse(rest) {
-                let mut payloads = Payloads::new(rest, channel);
-                calls += self.channel(channel, payloads.by_ref().take(MAX_RUN));
-                used += payloads.used();
-            } else {
-                self.message(&rest[..len]);
-                calls += 1;
-                used += len;
-            }
-        }
-        (used, if used < bytes.len() { Taken::Some } else { Taken::All })
+        take_turn(self, bytes)
     }
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,7 +11,7 @@ use crate::config::RelayedTransport;
 use crate::turn::allocation::Allocation;
 use crate::turn::{
     Allocate, AllocationInfo, BindChannel, ChannelNumber, ConnectPeer, Deallocate, DeliverDatagrams, Forbid,
-    GetAllocation, Permit, Phase, RelayStream, SendDatagrams, SetGate, TurnClientActor, TurnError,
+    GetAllocation, Permit, Phase, RelayStream, SendDatagrams, SetGate, TurnClientActor, TurnError, Waiting,
 };
 
 /// From a session: answer `true` as soon as there is an allocation. Unlike `Allocate` it hurries nothing: a server
@@ -25,6 +25,9 @@ async fn answer<T>(from: oneshot::Receiver<Result<T, TurnError>>) -> Result<T, T
     // The client is gone, by a panic perhaps.
     from.await.unwrap_or(Err(TurnError::NoAllocation { retrying: false }))
 }
+
+/// Answers that may be awaited at once; more are refused.
+const MAX_WAITING: usize = 1024;
 
 impl TurnClientActor {
     /// The core, while there is one.
@@ -60,6 +63,18 @@ impl TurnClientActor {
         }
         self.waiting.ready.clear();
         self.state_may_have_changed();
+    }
+
+    /// A place among those who wait, or the reason why there is none.
+    fn check_waiting(&self) -> Result<(), TurnError> {
+        let Waiting { allocate, ready, deallocate, permit, bind, connect } = &self.waiting;
+        let binds = bind.values().map(Vec::len).sum::<usize>();
+        let all = allocate.len() + ready.len() + deallocate.len() + permit.len() + binds + connect.len();
+        if all < MAX_WAITING {
+            Ok(())
+        } else {
+            Err(TurnError::TooMany { what: "waiting requests", limit: MAX_WAITING })
+        }
     }
 
     fn permit(&mut self, message: Permit, ctx: &mut Context<Self>) -> Answer<()> {

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use actix::fut::ActorFuture;
 use actix::prelude::*;
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clock::now;
@@ -20,15 +19,17 @@ use crate::config::{AddressFamily, ConfigError, HostPort, RelayedTransport, Turn
 use crate::counters::{DropReason, LiveCounters};
 use crate::credentials::{Credentials, CredentialsWanted, UserPassword};
 use crate::datagrams::Batch;
-use crate::dial::{dial, resolve};
+use crate::dial::resolve;
 use crate::event::TurnState;
 use crate::flow::Flow;
 use crate::sockopt::{TcpOptions, connect_udp_server};
 use crate::stream::{FrameReader, FrameWriter, ReadEnd};
 use crate::stun::{self, Family, Relayed};
+use crate::transport::Transport;
 use crate::turn::allocation::{Allocation, CREDENTIALS_TIMEOUT, Setup, State};
 use crate::turn::{Phase, TurnClientActor, TurnError};
-use crate::turn_data::{DataConnections, Dialed};
+use crate::turn_data::DataConnections;
+use crate::turn_dial::ServerDialer;
 use crate::turn_forwards::{Forwards, Intake, Route};
 use crate::udp_io::UdpIo;
 
@@ -45,6 +46,7 @@ pub(crate) struct Opening {
     transport: Result<TurnTransport, ConfigError>,
     options: TcpOptions,
     timeout: Duration,
+    dialer: ServerDialer,
     /// Counts the attempts that failed: each takes the next address.
     attempt: u64,
     credentials: Option<Credentials>,
@@ -64,7 +66,7 @@ pub(crate) struct Opened {
 #[derive(Debug)]
 enum Socket {
     Udp(std::net::UdpSocket),
-    Tcp(TcpStream),
+    Stream(Transport),
 }
 
 impl Opening {
@@ -78,6 +80,7 @@ impl Opening {
         Self {
             server,
             transport,
+            dialer: ServerDialer::new(config, options.clone()),
             options,
             timeout: config.connect_timeout,
             attempt,
@@ -101,9 +104,8 @@ impl Opening {
         let transport = self.transport.map_err(|error| unreachable(&error))?;
         let (control, server) = match transport {
             TurnTransport::Tcp => {
-                let dialed = dial(&self.server, &self.options, self.timeout).await;
-                let (stream, server) = dialed.map_err(|error| unreachable(&error))?;
-                (Socket::Tcp(stream), server)
+                let (stream, server) = self.dialer.dial(&self.server).await?;
+                (Socket::Stream(stream), server)
             }
             TurnTransport::Udp => {
                 let addresses = resolve(&self.server, &self.options, self.timeout).await;
@@ -124,7 +126,7 @@ impl Opening {
 #[derive(Debug)]
 pub(crate) enum Control {
     Udp(Arc<UdpIo>),
-    Tcp { stream: TcpStream, reader: FrameReader, writer: FrameWriter, flow: Arc<Flow> },
+    Stream { stream: Transport, reader: FrameReader, writer: FrameWriter, flow: Arc<Flow> },
 }
 
 /// One allocation, or the attempt to get one, with everything that ends with it.
@@ -180,7 +182,7 @@ impl TurnClientActor {
                     running.core.unreachable(now(), &icmp(running.server));
                 }
             }
-            Control::Tcp { flow, .. } => {
+            Control::Stream { flow, .. } => {
                 if flow.push_control(bytes.to_vec().into()).is_err() {
                     running.core.control_lost(TurnError::Congested);
                 }
@@ -239,9 +241,9 @@ impl Running {
                 })?;
                 Control::Udp(Arc::new(io))
             }
-            Socket::Tcp(stream) => {
+            Socket::Stream(stream) => {
                 setup.reliable = true;
-                Control::Tcp {
+                Control::Stream {
                     stream,
                     reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
                     writer: FrameWriter::default(),
@@ -271,7 +273,7 @@ impl Running {
 
     /// Counts what was queued for the server and will not reach it.
     pub(crate) fn close(&self) {
-        if let Control::Tcp { flow, .. } = &self.control {
+        if let Control::Stream { flow, .. } = &self.control {
             flow.close();
         }
     }
@@ -280,7 +282,7 @@ impl Running {
     pub(crate) fn route(&self, channel: u16) -> Route {
         match &self.control {
             Control::Udp(io) => Route::Udp { io: io.clone(), channel },
-            Control::Tcp { flow, .. } => Route::Stream { flow: flow.clone(), channel },
+            Control::Stream { flow, .. } => Route::Stream { flow: flow.clone(), channel },
         }
     }
 
@@ -303,7 +305,7 @@ impl Running {
                     self.core.unreachable(now, &icmp(self.server));
                 }
             }
-            Control::Tcp { flow, .. } => {
+            Control::Stream { flow, .. } => {
                 flow.push(now, Batch { frames: Bytes::copy_from_slice(message), datagrams: 1, payload });
             }
         }
@@ -312,11 +314,10 @@ impl Running {
     /// A data connection to the same server.
     pub(crate) fn dial_data(
         &self,
-        options: TcpOptions,
-        timeout: Duration,
-    ) -> impl Future<Output = Dialed> + use<> {
+        dialer: ServerDialer,
+    ) -> impl Future<Output = Result<Transport, TurnError>> + use<> {
         let server: HostPort = self.server.into();
-        async move { dial(&server, &options, timeout).await }
+        async move { dialer.dial(&server).await.map(|(stream, _)| stream) }
     }
 
     /// Reads and writes what can be, then looks at the clock. `true`: there may be more at once.
@@ -359,7 +360,7 @@ impl Running {
                 }
                 true
             }
-            Control::Tcp { stream, reader, writer, flow } => {
+            Control::Stream { stream, reader, writer, flow } => {
                 let mut intake = Intake { core, forwards, now };
                 if let Poll::Ready(end) = reader.poll(cx, stream, &mut intake, now, |_| {}) {
                     core.control_lost(lost(end));
@@ -435,7 +436,7 @@ impl ActorFuture<TurnClientActor> for Drive {
 impl Running {
     /// Writes what the outputs have put in the stream's queue; `true` if that ended the connection.
     fn flush(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Control::Tcp { stream, writer, flow, .. } = &mut self.control
+        if let Control::Stream { stream, writer, flow, .. } = &mut self.control
             && let Poll::Ready(error) = writer.poll(cx, stream, flow, now())
         {
             self.core.control_lost(broken("writing to it", &error));

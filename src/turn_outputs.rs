@@ -10,13 +10,14 @@ use crate::clock::now;
 use crate::event::{Cause, TurnEvent};
 use crate::link::Ending;
 use crate::session::in_wall_time;
+use crate::transport::Transport;
 use crate::turn::allocation::Output;
 use crate::turn::connections::{GATE_TIMEOUT, Key};
 use crate::turn::{
     ChannelNumber, ConnectionId, Ended, PeerConnectionAttempt, Phase, RelayConnectionAccepted, RelayStream,
     TurnClientActor, TurnError,
 };
-use crate::turn_data::Dialed;
+use crate::turn_dial::ServerDialer;
 use crate::turn_io::{Opened, Opening, Running};
 use crate::turn_stream::RelayStreamEnded;
 
@@ -132,6 +133,7 @@ impl TurnClientActor {
             Output::Attempt { key, connection, peer } => {
                 self.attempt(key, ConnectionId(connection), peer, ctx)
             }
+            Output::AttemptRefused { peer } => self.refuse_attempt(peer),
             Output::Dial { key } => self.dial_data(key, ctx),
             Output::Bound { key, connection, peer } => self.bound(key, ConnectionId(connection), peer, ctx),
             Output::ConnectionFailed { key, peer, error } => self.connection_failed(key, peer, error),
@@ -181,16 +183,16 @@ impl TurnClientActor {
 
     fn dial_data(&mut self, key: Key, ctx: &mut Context<Self>) {
         let Phase::Running(running) = &self.phase else { return };
-        let dial = running.dial_data(self.options.clone(), self.config.connect_timeout);
+        let dial = running.dial_data(ServerDialer::new(&self.config, self.options.clone()));
         ctx.spawn(dial.into_actor(self).map(move |dialed, act, ctx| act.data_dialed(key, dialed, ctx)));
     }
 
-    fn data_dialed(&mut self, key: Key, dialed: Dialed, ctx: &mut Context<Self>) {
+    fn data_dialed(&mut self, key: Key, dialed: Result<Transport, TurnError>, ctx: &mut Context<Self>) {
         // It may be another allocation by now, to which the key means nothing.
         if let Phase::Running(running) = &mut self.phase {
             match dialed {
                 Ok(_) if running.core.connections().get(key).is_none() => {}
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     running.data.insert(key, stream);
                     running.core.data_opened(now(), key);
                 }
@@ -216,6 +218,14 @@ impl TurnClientActor {
             (None, Some(streams), _) => streams.do_send(RelayConnectionAccepted { stream }),
             (None, None, Some(to)) => self.forward_stream(stream, to, ctx),
             (None, None, None) => {}
+        }
+    }
+
+    /// Tells of one a second: who is turned away may come again at once.
+    fn refuse_attempt(&mut self, peer: SocketAddr) {
+        if let Some(more) = self.refused_attempts.pass(now()) {
+            tracing::warn!(%peer, more, "there are too many relay connections, or too many wait for the gate");
+            self.report(TurnEvent::PeerConnectionRejected { peer });
         }
     }
 

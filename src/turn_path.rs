@@ -124,6 +124,11 @@ impl PeerPath {
         }
     }
 
+    /// Counts datagrams of an application that is not served.
+    pub(crate) fn refuse(&self, datagrams: u64) {
+        self.counters.dropped(DropReason::TooManySources, datagrams);
+    }
+
     /// Waits until the control socket has taken what it did not take at first. Until then nobody should send more:
     /// it would be dropped. To be polled by the endpoint each time it is about to read, or by the client where
     /// there is no endpoint.

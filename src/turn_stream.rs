@@ -10,10 +10,9 @@ use actix::prelude::*;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use crate::link_stream::peek;
 use crate::sockopt::{be_patient, tune_tcp};
+use crate::transport::Transport;
 
 /// What the server calls one connection with a peer: CONNECTION-ID, RFC 6062 §6.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -39,6 +38,8 @@ pub(crate) struct RelayStreamEnded {
 /// The bytes to and from one peer of a TCP allocation. What came before the stream was bound is read first, then
 /// what the data connection brings. Closes the connection when dropped.
 ///
+/// Over TLS (`turns:`) what was written has gone out when a flush says so.
+///
 /// A server need not know half-closed connections: after `shutdown` the other direction may end too, and what
 /// the server had not passed on may be lost.
 #[derive(Debug)]
@@ -49,12 +50,6 @@ pub struct RelayStream {
     peer: SocketAddr,
     connection: ConnectionId,
     guard: Guard,
-}
-
-/// What the data connection runs on.
-#[derive(Debug)]
-enum Transport {
-    Tcp(TcpStream),
 }
 
 /// Tells the client when it is dropped.
@@ -82,7 +77,7 @@ impl RelayStream {
     /// A data connection that the server has bound to `peer`, tuned already. `early` are the peer's bytes that
     /// were read with the answer; `client` will be told of the stream's end, under the number `key`.
     pub(crate) fn new(
-        tcp: TcpStream,
+        transport: Transport,
         early: Bytes,
         peer: SocketAddr,
         connection: ConnectionId,
@@ -90,9 +85,9 @@ impl RelayStream {
         key: u64,
     ) -> Self {
         // As it was dialed, a peer that pauses for 10 s would count as dead.
-        let _ = be_patient(&tcp);
+        let _ = be_patient(transport.tcp());
         let ended = RelayStreamEnded { key, error: None };
-        Self { transport: Transport::Tcp(tcp), early, peer, connection, guard: Guard { client, ended } }
+        Self { transport, early, peer, connection, guard: Guard { client, ended } }
     }
 
     /// The far end, as the server sees it.
@@ -110,9 +105,7 @@ impl RelayStream {
     /// # Errors
     /// What the system says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        match &self.transport {
-            Transport::Tcp(tcp) => tcp.local_addr(),
-        }
+        self.transport.tcp().local_addr()
     }
 
     /// The server's end of the data connection.
@@ -120,17 +113,12 @@ impl RelayStream {
     /// # Errors
     /// What the system says, such as that the connection has been reset.
     pub fn server_addr(&self) -> io::Result<SocketAddr> {
-        match &self.transport {
-            Transport::Tcp(tcp) => tcp.peer_addr(),
-        }
+        self.transport.tcp().peer_addr()
     }
 
     /// It carries datagrams from now on: a peer that does not read them for 10 s is dead.
     pub(crate) fn tune_for_datagrams(&self) {
-        let tuned = match &self.transport {
-            Transport::Tcp(tcp) => tune_tcp(tcp),
-        };
-        if let Err(error) = tuned {
+        if let Err(error) = tune_tcp(self.transport.tcp()) {
             tracing::debug!(%error, peer = %self.peer, "tuning a relay connection");
         }
     }
@@ -140,19 +128,15 @@ impl RelayStream {
         if !self.early.is_empty() {
             return Poll::Ready(true);
         }
-        let peeked = match &self.transport {
-            Transport::Tcp(tcp) => ready!(peek(tcp, cx)),
-        };
-        Poll::Ready(self.guard.see(peeked).is_ok_and(|len| len > 0))
+        let spoken = ready!(self.transport.poll_spoken(cx));
+        Poll::Ready(self.guard.see(spoken).unwrap_or(false))
     }
 }
 
-/// The same call to whatever the connection runs on; an error is remembered.
+/// The same call to what the connection runs on; an error is remembered.
 macro_rules! delegate {
     ($stream:expr, $poll:ident($($argument:expr),*)) => {{
-        let result = match &mut $stream.transport {
-            Transport::Tcp(tcp) => ready!(Pin::new(tcp).$poll($($argument),*)),
-        };
+        let result = ready!(Pin::new(&mut $stream.transport).$poll($($argument),*));
         Poll::Ready($stream.guard.see(result))
     }};
 }
@@ -186,9 +170,7 @@ impl AsyncWrite for RelayStream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.transport {
-            Transport::Tcp(tcp) => tcp.is_write_vectored(),
-        }
+        self.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -197,9 +179,7 @@ impl AsyncWrite for RelayStream {
 
     /// The error of a connection that has gone already says nothing of how it went: it is not told.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }
 
@@ -209,7 +189,7 @@ pub(crate) mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
 
     /// Stands in for the TURN client.
@@ -242,7 +222,7 @@ pub(crate) mod tests {
         // The address would not keep it alive when the test drops the stream: the channel is what is asked.
         let client = Client(tell).start().recipient();
         let (early, peer) = (Bytes::from_static(early), peer.parse().unwrap());
-        let stream = RelayStream::new(data.unwrap(), early, peer, ConnectionId(7), client, key);
+        let stream = RelayStream::new(data.unwrap().into(), early, peer, ConnectionId(7), client, key);
         Relayed { stream, server: server.unwrap().0, ended }
     }
 
@@ -286,7 +266,7 @@ pub(crate) mod tests {
     #[actix::test]
     async fn a_peer_may_pause_but_not_the_one_of_a_link() {
         let stream = relayed(b"", "192.0.2.1:9", 1).await.stream;
-        let Transport::Tcp(tcp) = &stream.transport;
+        let tcp = stream.transport.tcp();
         let timeout = || socket2::SockRef::from(tcp).tcp_user_timeout().unwrap();
         tune_tcp(tcp).unwrap();
         assert!(timeout().is_some());

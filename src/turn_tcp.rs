@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::counters::LiveCounters;
 use crate::dial::dial;
-use crate::event::EventKind;
+use crate::event::{EventKind, TurnEvent};
 use crate::listen::{Incoming, Listener};
 use crate::sockopt::{TcpOptions, be_patient, tune_tcp};
 use crate::supervisor::Reporter;
@@ -60,14 +60,18 @@ impl TurnClientActor {
     /// Joins an accepted connection with one to the service.
     pub(crate) fn forward_stream(&self, stream: RelayStream, to: SocketAddr, ctx: &mut Context<Self>) {
         // Not the options of connections to the server: this one stays here.
-        let counters = self.forwards.counters.clone();
+        let (counters, reporter) = (self.forwards.counters.clone(), self.reporter.clone());
         let joined = beside(async move {
             match dial(&to.into(), &TcpOptions::default(), LINGER_TIMEOUT).await {
                 Ok((local, _)) => {
                     let _ = be_patient(&local);
                     join(stream, local, pending(), &counters).await;
                 }
-                Err(error) => tracing::warn!(%to, peer = %stream.peer(), %error, "the service is not there"),
+                Err(error) => {
+                    let (peer, error) = (stream.peer(), error.to_string());
+                    let failed = TurnEvent::TcpForwardFailed { peer, service: to, error };
+                    reporter.report(EventKind::Turn(failed));
+                }
             }
         });
         ctx.spawn(joined.into_actor(self));
@@ -224,5 +228,6 @@ async fn copy(
         }
         each(len);
         to.write_all(&buffer[..len]).await?;
+        to.flush().await?;
     }
 }

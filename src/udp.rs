@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,12 @@ use crate::datagrams::{Framing, Received};
 use crate::event::{Cause, EventKind};
 use crate::lane::{Lane, LaneMaker, LinkId, UdpParty};
 use crate::link::{Ending, Obituary};
+use crate::relay_paths::ChannelPath;
 use crate::supervisor::Reporter;
 use crate::tcp::report_unreachable;
 use crate::turn_path::PeerPath;
 use crate::udp_io::UdpIo;
+use crate::udp_relayed::RelayedApplications;
 use sources::Sources;
 
 pub(crate) mod sources;
@@ -80,39 +82,78 @@ pub(crate) enum Intake {
     Applications(Box<Applications>),
     Service(Arc<Lane>),
     Forward(Forward),
+    /// Local applications whose datagrams go through a relay.
+    Relayed(Box<RelayedApplications>),
+    /// A service that a peer reaches through a relay.
+    RelayedService(Arc<ChannelPath>),
 }
 
-/// A local socket whose applications all send to one TURN peer. The newest of them gets what the peer sends.
+impl Intake {
+    /// Forgets who has been idle for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Applications(applications) => applications.poll_idle(cx),
+            Self::Relayed(applications) => applications.poll_idle(cx),
+            Self::Service(_) | Self::Forward(_) | Self::RelayedService(_) => {}
+        }
+    }
+
+    /// What remembers that the service answers "port unreachable".
+    fn unreachable(&self) -> Option<&AtomicBool> {
+        match self {
+            Self::Service(lane) => Some(&lane.unreachable),
+            Self::RelayedService(path) => Some(&path.unreachable),
+            Self::Applications(_) | Self::Forward(_) | Self::Relayed(_) => None,
+        }
+    }
+}
+
+/// A local socket whose application sends to one TURN peer: the server has one way to it, so one is served at a time.
 #[derive(Debug)]
 pub(crate) struct Forward {
     path: Arc<PeerPath>,
     /// What events call it.
     link: LinkId,
     taken_over: OncePerSecond,
+    refused: OncePerSecond,
 }
 
 impl Forward {
     pub(crate) fn new(path: Arc<PeerPath>, link: LinkId) -> Self {
-        Self { path, link, taken_over: OncePerSecond::default() }
+        let (taken_over, refused) = Default::default();
+        Self { path, link, taken_over, refused }
     }
 
-    /// An application has sent; says what is new about that. One that takes the place of another does so at most
-    /// once a second: two that both send must not flood everybody with news.
-    fn hear(&mut self, now: Instant, party: UdpParty) -> Vec<EventKind> {
+    fn take(&mut self, now: Instant, party: UdpParty, received: Received<'_>, reporter: &Reporter) {
+        let (is_served, news) = self.hear(now, party);
+        news.into_iter().for_each(|event| reporter.report(event));
+        if is_served {
+            self.path.send(now, received);
+        } else {
+            self.path.refuse(received.count());
+        }
+    }
+
+    /// An application has sent; says whether it is served, and what is new about that. One that takes the place of
+    /// another does so at most once a second: two that both send must not flood everybody with news.
+    fn hear(&mut self, now: Instant, party: UdpParty) -> (bool, Vec<EventKind>) {
         let (link, source) = (self.link, party.to);
         let appeared = EventKind::SourceAppeared { link, source };
         let news = match self.path.application() {
-            Some(known) if known == party => return Vec::new(),
+            Some(known) if known == party => return (true, Vec::new()),
             // The same, which writes to another of our addresses.
             Some(known) if known.to == source => Vec::new(),
             None => vec![appeared],
             Some(known) if self.taken_over.pass(now).is_some() => {
                 vec![EventKind::SourceForgotten { link, source: known.to }, appeared]
             }
-            Some(_) => return Vec::new(),
+            Some(_) => {
+                let refused = self.refused.pass(now).map(|more| EventKind::SourceRefused { source, more });
+                return (false, refused.into_iter().collect());
+            }
         };
         self.path.set_application(Some(party));
-        news
+        (true, news)
     }
 }
 
@@ -272,17 +313,19 @@ impl UdpEndpointActor {
                         reporter.report(EventKind::ServiceReachable { service: source.to });
                     }
                 }
-                Intake::Forward(forward) => {
-                    forward.hear(now, source).into_iter().for_each(|event| reporter.report(event));
-                    forward.path.send(now, received);
+                Intake::Forward(forward) => forward.take(now, source, received, reporter),
+                Intake::Relayed(applications) => applications.take(now, source, received),
+                Intake::RelayedService(path) => {
+                    path.send(now, received);
+                    if path.unreachable.swap(false, Relaxed) {
+                        reporter.report(EventKind::ServiceReachable { service: source.to });
+                    }
                 }
             });
             match done {
                 Poll::Pending => {
                     // After the receive: that may have admitted the first source, and set the alarm.
-                    if let Intake::Applications(applications) = intake {
-                        applications.poll_idle(cx);
-                    }
+                    intake.poll_idle(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(())) => self.errors = 0,
@@ -293,9 +336,7 @@ impl UdpEndpointActor {
                 }
             }
         }
-        if let Intake::Applications(applications) = &mut self.intake {
-            applications.poll_idle(cx);
-        }
+        self.intake.poll_idle(cx);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -303,10 +344,10 @@ impl UdpEndpointActor {
     /// An error is about one datagram sent before, not about the socket, unless there is nothing else.
     fn on_error(&mut self, error: &io::Error) -> Option<Ending> {
         self.errors += 1;
-        if let (ErrorKind::ConnectionRefused, Intake::Service(lane), Some(service)) =
-            (error.kind(), &self.intake, self.io.peer())
+        if let (ErrorKind::ConnectionRefused, Some(known), Some(service)) =
+            (error.kind(), self.intake.unreachable(), self.io.peer())
         {
-            report_unreachable(lane, &self.reporter, service);
+            report_unreachable(known, &self.reporter, service);
         } else {
             tracing::debug!(%error, local = %self.io.local(), "receiving UDP failed");
         }
@@ -379,14 +420,17 @@ mod tests {
         let party = |port: u16| UdpParty { to: SocketAddr::from(([127, 0, 0, 1], port)), from: None };
         let appeared = |port| EventKind::SourceAppeared { link, source: party(port).to };
         let forgotten = |port| EventKind::SourceForgotten { link, source: party(port).to };
-        assert_eq!(forward.hear(start, party(1)), [appeared(1)]);
-        assert_eq!(forward.hear(start, party(1)), []);
-        assert_eq!(forward.hear(start, party(2)), [forgotten(1), appeared(2)]);
-        assert_eq!(forward.hear(start + Duration::from_millis(999), party(1)), []);
+        let refused = |more| EventKind::SourceRefused { source: party(1).to, more };
+        assert_eq!(forward.hear(start, party(1)), (true, vec![appeared(1)]));
+        assert_eq!(forward.hear(start, party(1)), (true, vec![]));
+        assert_eq!(forward.hear(start, party(2)), (true, vec![forgotten(1), appeared(2)]));
+        assert_eq!(forward.hear(start, party(1)), (false, vec![refused(0)]));
+        assert_eq!(forward.hear(start + Duration::from_millis(999), party(1)), (false, vec![]));
         assert_eq!(path.application(), Some(party(2)));
-        assert_eq!(forward.hear(start + Duration::from_secs(1), party(1)), [forgotten(2), appeared(1)]);
+        let later = start + Duration::from_secs(1);
+        assert_eq!(forward.hear(later, party(1)), (true, vec![forgotten(2), appeared(1)]));
         let to_another_address = UdpParty { from: Some([127, 0, 0, 2].into()), ..party(1) };
-        assert_eq!(forward.hear(start + Duration::from_secs(1), to_another_address), []);
+        assert_eq!(forward.hear(later, to_another_address), (true, vec![]));
         assert_eq!(path.application(), Some(to_another_address));
     }
 }

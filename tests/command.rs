@@ -185,7 +185,7 @@ fn a_bad_argument_is_named_in_one_line() {
         (format!("connect --tcp a:1 {udp} -v -q"), "--quiet"),
         ("run a.toml --app 127.0.0.1:1".into(), "--app"),
         ("--congestion bbr check a.toml".into(), "--congestion"),
-        (format!("turn --server turns:h {udp} --peer 192.0.2.1:2"), "(turns:) is not in this version"),
+        (format!("turn --server turns:h?transport=udp {udp} --peer 192.0.2.1:2"), "turns: is TLS over TCP"),
         (format!("connect --turn turn:h --tcp host:1 {udp}"), "--tcp must be IP:PORT"),
         (format!("turn --server turn:h --user a {udp} --peer 192.0.2.1:2"), "ACTIX_RELAY_TURN_PASSWORD"),
     ] {

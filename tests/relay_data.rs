@@ -4,7 +4,9 @@
 
 mod support;
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use actix_relay::config::SupervisorConfig;
@@ -74,44 +76,48 @@ async fn stays(mut side: Side, generations: u64) -> u64 {
     }
 }
 
+fn floods(side: Side, number: [u8; 8]) {
+    let mut stream = side.stream.into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let many = data(0x4000, &[&number[..], &[7; 1192]].concat()).repeat(50);
+    while stream.write_all(&many).is_ok() {}
+}
+
 #[actix::test]
 async fn nothing_meant_for_an_old_peer_reaches_a_new_one() {
-    const GENERATIONS: u64 = 300;
+    const GENERATIONS: u64 = 60;
     let house = House::with(workers(2)).await;
-    let (_, relay) = house.start_relay(config("relay")).await;
+    let mut config = config("relay");
+    config.queue_bytes = 64 << 10;
+    let (_, relay) = house.start_relay(config).await;
     let staying = Side::joined(relay, "secret", "b").await;
     let staying = tokio::task::spawn_local(stays(staying, GENERATIONS));
-    let mut old: Option<Side> = None;
+    let mut old: Vec<JoinHandle<()>> = Vec::new();
     for generation in 1..=GENERATIONS {
         let number = generation.to_be_bytes();
-        // Every other one takes the place of a connection that is still there.
-        let mut held = old.take().filter(|_| generation % 2 == 0);
         let (mut side, is_there) = Side::join(relay, "secret", "a").await.unwrap();
         assert!(is_there);
         assert_eq!(side.peer().await, 1);
         let mut received = 0;
-        let rounds = 1 + generation % 5;
-        while received < rounds {
+        while received <= generation % 5 {
             side.send_data(0x4000, &[&number[..], &[7; 1000]].concat()).await;
             while let Some(came) = side.try_next() {
                 let Came::Data(_, datagram) = came else { panic!("{came:?}") };
                 assert_eq!(datagram[..8], number, "meant for another peer");
                 received += 1;
             }
-            // The old one goes on until it is told.
-            if let Some(old) = &mut held {
-                let _ = old.stream.try_write(&data(0x4000, &(generation - 1).to_be_bytes()));
-            }
             tokio::task::yield_now().await;
         }
-        old = Some(side);
-        if generation % 2 == 0 {
-            old = None;
+        if generation % 3 == 0 {
+            drop(side);
             house.relay_when("relay", "it is forgotten", |info| info.sides <= 1).await;
+        } else {
+            // It goes on with all its might until it is told that another has taken its place.
+            old.push(std::thread::spawn(move || floods(side, number)));
         }
     }
-    drop(old);
     let received = soon("the last one is gone", staying).await.unwrap();
+    old.into_iter().for_each(|old| old.join().unwrap());
     eprintln!("{received} datagrams, {:?}", house.relay_info("relay").await.counters);
     assert!(received >= GENERATIONS);
 }

@@ -186,12 +186,19 @@ async fn a_local_port_whose_peer_is_not_there_closes_its_connections_and_goes_on
 }
 
 #[actix::test]
-async fn a_peer_whose_service_is_not_there_is_closed() {
-    let scene = Scene::forwarding(vacant_tcp()).await;
+async fn a_peer_whose_service_is_not_there_is_closed_and_an_event_says_so() {
+    let vacant = vacant_tcp();
+    let mut scene = Scene::forwarding(vacant).await;
     // It may be reset before this side has looked at it.
     if let Ok(mut far) = TcpStream::connect(scene.entry).await {
         assert!(matches!(soon("the end", far.read(&mut [0; 8])).await, Ok(0) | Err(_)));
     }
+    let failed = |event: &TurnEvent| match event {
+        TurnEvent::TcpForwardFailed { service, error, .. } => Some((*service, error.clone())),
+        _ => None,
+    };
+    let (service, error) = scene.house.turn_event("turn", failed).await;
+    assert!(service == vacant && error.contains("refused"), "{service} {error}");
     scene.house.shutdown().await;
 }
 

@@ -12,8 +12,10 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use super::join_args::{JOIN_EXAMPLES, Join};
 use super::plan::{Plan, one_line};
 use super::relay_args::{RELAY_EXAMPLES, RelayArgs, in_flags as relay_in_flags};
+use super::tls_args::{ClientTlsArgs, ServerTlsArgs};
 use super::turn_args::{TURN_EXAMPLES, TURN_TCP_EXAMPLES, Through, Turn, TurnTcp, in_flags as turn_in_flags};
 use super::values::{Later, addr, allowed, delay, fwmark, interval, later, workers};
 use crate::passwords::Passwords;
@@ -39,6 +41,8 @@ Examples:
   actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --allow 192.0.2.0/24
   actix-relay listen --tcp '[::]:443' --udp-forward 127.0.0.1:53 --max-peers 100
   actix-relay listen --tcp 0.0.0.0:4433 --udp 127.0.0.1:5000 --app 127.0.0.1:5001
+  With TLS, and a certificate whose pin is printed:
+    actix-relay listen --tcp 0.0.0.0:4433 --udp-forward 127.0.0.1:51820 --tls-self-signed
   At the relayed address of a TURN server, which is printed:
     actix-relay listen --turn turn:turn.example.org --user alice --permit 192.0.2.7 \
         --udp-forward 127.0.0.1:51820";
@@ -48,6 +52,8 @@ Examples:
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820
   actix-relay connect --tcp vpn.example.org:4433 --udp 127.0.0.1:51820 --fwmark 0x6c --congestion bbr
   actix-relay connect --tcp '[2001:db8::1]:443' --udp-forward 127.0.0.1:53
+  With TLS to a server whose certificate this system's authorities vouch for, or whose key has this pin:
+    actix-relay connect --tcp vpn.example.org:443 --udp 127.0.0.1:51820 --tls [--tls-pin SHA256]
   Through a TURN server:
     actix-relay connect --turn turn:turn.example.org --user alice --tcp 192.0.2.7:4433 --udp 127.0.0.1:51820";
 
@@ -73,6 +79,17 @@ const FILE_EXAMPLE: &str = r#"Example of a FILE (names of fields as in SessionCo
   name = "vpn through turn"
   remote = { turn = "turn:turn.example.org", user = "alice", password_env = "PW", peer = "192.0.2.7:4433" }
   local_udp = "127.0.0.1:51821"         # to be called: turn_listen = { server = …, permit = ["192.0.2.7"] }
+
+  [[session]]
+  name = "vpn through a relay"          # which both sides call
+  local_udp = "127.0.0.1:51822"
+  [session.remote]
+  relay = "relay.example.org:443"
+  tls = {}                              # or { ca = "FILE" }, { pin = "SHA256" }; left out: no TLS
+  user = "alice"
+  password_env = "PW"
+  pair = "vpn"                          # the same on both sides
+  side = "laptop"                       # another one there
 
   [[relay]]
   name = "relay"
@@ -140,6 +157,9 @@ pub(super) enum Command {
     /// Forward a TCP port through a TURN server, either way (RFC 6062)
     #[command(after_help = TURN_TCP_EXAMPLES)]
     TurnTcp(TurnTcp),
+    /// Meet a peer at a relay, where both only call out
+    #[command(after_help = JOIN_EXAMPLES)]
+    Join(Join),
     /// Join sides that can only call out, two by two
     #[command(after_help = RELAY_EXAMPLES)]
     Relay(RelayArgs),
@@ -177,6 +197,8 @@ pub(super) struct Listen {
     #[arg(long, value_name = "N")]
     max_peers: Option<usize>,
     #[command(flatten)]
+    tls: ServerTlsArgs,
+    #[command(flatten)]
     through: Through,
     /// Who may come through the TURN server: at most 256 addresses
     #[arg(long, value_name = "IP", num_args = 1.., requires = "turn")]
@@ -198,6 +220,8 @@ pub(super) struct Connect {
     #[arg(long, value_name = "DURATION", value_parser = delay, conflicts_with_all = ["udp_forward", "turn"])]
     source_idle: Option<Duration>,
     #[command(flatten)]
+    tls: ClientTlsArgs,
+    #[command(flatten)]
     through: Through,
 }
 
@@ -218,12 +242,17 @@ impl Cli {
                 Err("--bind is for outgoing connections, listen makes none: --tcp says where it listens"
                     .into())
             }
+            (Command::Listen(listen), _) if listen.through.is_given() && listen.tls.is_given() => {
+                Err("listen speaks TLS to those who come to --tcp, not to those who come by --turn: one or \
+                     the other"
+                    .into())
+            }
             (Command::Relay(_), Common { bind: Some(_), .. }) => {
                 Err("--bind is for outgoing connections, relay makes none: --tcp says where it listens"
                     .into())
             }
             (Command::Turn(_) | Command::TurnTcp(_) | Command::Relay(_), Common { app: Some(_), .. }) => {
-                Err("--app goes with listen and connect".into())
+                Err("--app goes with listen, connect and join".into())
             }
             (Command::TurnTcp(_), Common { max_queue_delay: Some(_), .. }) => {
                 Err("--max-queue-delay is for datagrams, turn-tcp carries none".into())
@@ -271,7 +300,7 @@ impl Common {
     }
 
     /// The plan of one session whose fields were given as flags.
-    fn plan(&self, mut session: SessionConfig, udp: &Udp) -> Result<Plan, String> {
+    pub(super) fn plan(&self, mut session: SessionConfig, udp: &Udp) -> Result<Plan, String> {
         session.local_udp = udp.udp;
         session.udp_forward = udp.udp_forward;
         self.apply_to_session(&mut session);
@@ -311,6 +340,7 @@ impl Listen {
         session.local_tcp = self.tcp;
         session.allow = self.allow;
         session.max_peers = self.max_peers;
+        session.listen_tls = self.tls.tls()?;
         let server = self.through.server(passwords)?;
         session.turn_listen = server.map(|server| TurnListen::new(server, self.permit));
         common.plan(session, &self.udp)
@@ -318,7 +348,8 @@ impl Listen {
 }
 
 impl Connect {
-    pub(super) fn plan(self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+    pub(super) fn plan(mut self, common: &Common, passwords: &dyn Passwords) -> Result<Plan, String> {
+        let believe = self.through.believed_otherwise();
         let to = self.tcp.map_err(|error| format!("--tcp: {error}"))?;
         let remote = match self.through.server(passwords)? {
             None => Remote::Direct(to),
@@ -329,6 +360,7 @@ impl Connect {
             }
         };
         let mut session = SessionConfig::connect("connect", remote);
+        session.tls = self.tls.tls(believe)?;
         session.max_sources = self.max_sources.unwrap_or(session.max_sources);
         session.source_idle = self.source_idle.unwrap_or(session.source_idle);
         common.plan(session, &self.udp)
@@ -364,6 +396,9 @@ fn in_flags(error: &ConfigError) -> String {
         "local_tcp" | "remote.peer" => "--tcp".to_owned(),
         "remote.turn" | "turn_listen.server" => "--turn".to_owned(),
         "turn_listen.permit" => "--permit".to_owned(),
+        "remote.relay" | "remote.pair" | "remote.side" | "remote.user" | "remote.tls" => {
+            field.replace("remote.", "--")
+        }
         "local_udp" => "--udp".to_owned(),
         other => format!("--{}", other.replace('_', "-")),
     };
@@ -371,108 +406,5 @@ fn in_flags(error: &ConfigError) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::passwords::Kept;
-
-    fn parse(line: &str) -> Cli {
-        Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    fn session(line: &str) -> Result<SessionConfig, String> {
-        let cli = parse(line);
-        cli.refuse_what_has_no_meaning()?;
-        let plan = match cli.command {
-            Command::Listen(listen) => listen.plan(&cli.common, &Kept),
-            Command::Connect(connect) => connect.plan(&cli.common, &Kept),
-            other => panic!("{other:?}"),
-        };
-        Ok(plan?.sessions.remove(0))
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
-    }
-
-    #[test]
-    fn common_flags_mean_the_same_before_and_after_the_subcommand() {
-        let flags =
-            "--max-queue-delay 20ms --bind 127.0.0.1 --fwmark 0x10 --congestion bbr --app 127.0.0.1:7";
-        let rest = "connect --tcp example.org:1 --udp 127.0.0.1:0";
-        let before = session(&format!("actix-relay {flags} {rest}")).unwrap();
-        let after = session(&format!("actix-relay {rest} {flags}")).unwrap();
-        assert_eq!(before, after);
-        assert_eq!(before.max_queue_delay, Duration::from_millis(20));
-        assert_eq!(before.fwmark, Some(16));
-        assert_eq!(before.app, Some("127.0.0.1:7".parse().unwrap()));
-    }
-
-    #[test]
-    fn several_addresses_and_networks_are_taken() {
-        let line = "actix-relay listen --tcp 127.0.0.1:1 [::1]:2 --allow 10.0.0.0/8 192.0.2.7 \
-                    --udp-forward 127.0.0.1:53 --max-peers 3";
-        let session = session(line).unwrap();
-        assert_eq!(session.local_tcp.len(), 2);
-        assert_eq!(session.allow, ["10.0.0.0/8".parse().unwrap(), "192.0.2.7/32".parse().unwrap()]);
-        assert_eq!(session.max_peers, Some(3));
-    }
-
-    #[test]
-    fn a_bad_value_is_named_by_its_flag() {
-        for (line, expected) in [
-            ("listen --tcp 127.0.0.1:1 --udp 127.0.0.1:0 --max-peers 2", "--max-peers is 1 with --udp: "),
-            ("connect --tcp a:1 --udp-forward 127.0.0.1:0", "--udp-forward must name"),
-            ("connect --tcp a:1 --udp-forward 127.0.0.1:1 --app 127.0.0.1:2", "--app goes with --udp: "),
-            ("listen --tcp 127.0.0.1:1 --udp 127.0.0.1:0 --bind 127.0.0.1", "--bind is for outgoing"),
-            ("-v connect --tcp a:1 --udp 127.0.0.1:0 -q", "--quiet and --verbose"),
-        ] {
-            let error = session(&format!("actix-relay {line}")).unwrap_err();
-            assert!(error.starts_with(expected), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_stray_password_is_not_repeated() {
-        for (line, expected) in [
-            ("turn --user a hunter2 --server turn:h", "unexpected argument '…' found"),
-            ("turn a:hunter2", "unexpected argument '…' found"),
-            ("turn --password hunter2", "unexpected argument '--password' found"),
-            ("turn --pw=hunter2", "unexpected argument '--pw' found"),
-            ("turn --peer a:hunter2@h", "invalid value '…' for '--peer <ADDR>': expected IP:PORT"),
-            ("listen --tcp turn:a:hunter2@h", "invalid value '…' for '--tcp <ADDR>...'"),
-            ("listen --tcp nowhere", "invalid value 'nowhere' for '--tcp <ADDR>...'"),
-            ("run a.toml b.toml", "unexpected argument 'b.toml' found"),
-        ] {
-            let error = Cli::try_parse_from(format!("actix-relay {line}").split(' ')).unwrap_err();
-            let message = complaint(&error, line.contains("--user"));
-            assert!(message.starts_with(expected), "{line}: {message}");
-            assert!(!message.contains("hunter2"), "{line}: {message}");
-        }
-    }
-
-    #[test]
-    fn a_file_is_not_overruled_silently() {
-        for flag in
-            ["--bind ::1", "--fwmark 1", "--congestion bbr", "--app 127.0.0.1:1", "--max-queue-delay 1s"]
-        {
-            for command in ["run", "check"] {
-                let error = parse(&format!("actix-relay {flag} {command} a.toml"))
-                    .refuse_what_has_no_meaning()
-                    .unwrap_err();
-                assert!(error.starts_with(flag.split(' ').next().unwrap()), "{error}");
-            }
-        }
-        let allowed = parse("actix-relay run a.toml --json -v --stats 5 --workers 1");
-        assert_eq!(allowed.refuse_what_has_no_meaning(), Ok(()));
-    }
-
-    #[test]
-    fn one_udp_side_is_needed_and_only_one() {
-        for rest in ["", " --udp 127.0.0.1:1 --udp-forward 127.0.0.1:2"] {
-            for line in ["listen --tcp 127.0.0.1:1", "connect --tcp a:1"] {
-                assert!(Cli::try_parse_from(format!("actix-relay {line}{rest}").split(' ')).is_err());
-            }
-        }
-    }
-}
+#[path = "args_tests.rs"]
+mod tests;

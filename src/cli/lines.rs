@@ -51,7 +51,8 @@ impl Voice {
                     | EventKind::Turn(TurnEvent::AllocationFailed {
                         error: TurnError::Unauthorized { .. }
                             | TurnError::NoCredentials
-                            | TurnError::UnusableCredentials(_),
+                            | TurnError::UnusableCredentials(_)
+                            | TurnError::Untrusted { .. },
                         ..
                     })
             ),

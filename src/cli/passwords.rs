@@ -183,7 +183,7 @@ mod tests {
             ("user = 'alice'", "'alice': user needs one of password, password_file, password_env"),
             ("password_env = 'PW'", "'PW': password_env needs user"),
             ("user = 1", "1: user must be a text"),
-            ("server = 'turns:h'", "'turns:h': 'turns:h' is not the URI"),
+            ("server = 'stun:h'", "'stun:h': 'stun:h' is not the URI"),
             ("user = 'a'\npassword_file = 'x'", "'x': password_file: no such file"),
             ("user = 'a'\npassword_env = 'X'", "'X': password_env: X is not set"),
             ("user = 'a'\npassword_env = ['PW']", "['PW']: password_env must be a text"),

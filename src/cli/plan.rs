@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use actix_relay::config::{ChildId, ConfigError, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
+use actix_relay::config::{
+    ChildId, ConfigError, RelayConfig, ServerCertificate, SessionConfig, SupervisorConfig, TurnConfig,
+};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, Deserializer};
@@ -85,9 +87,24 @@ impl Plan {
         })
     }
 
+    /// Whether a certificate from files is shown to peers.
+    pub(super) fn shows_files(&self) -> bool {
+        let of_sessions = self.sessions.iter().filter_map(|session| session.listen_tls.as_ref());
+        let of_relays = self.relays.iter().filter_map(|relay| relay.tls.as_ref());
+        of_sessions.chain(of_relays).any(|tls| matches!(tls.certificate, ServerCertificate::Files(_)))
+    }
+
+    /// The first relay that listens without TLS.
+    pub(super) fn plain_relay(&self) -> Option<&RelayConfig> {
+        self.relays.iter().find(|relay| relay.tls.is_none())
+    }
+
     /// The first address on which anybody who reaches it is let in, and its session.
     pub(super) fn open_to_anybody(&self) -> Option<(&SessionConfig, SocketAddr)> {
-        let unlimited = self.sessions.iter().filter(|session| session.allow.is_empty());
+        let pins = |session: &SessionConfig| {
+            session.listen_tls.as_ref().is_some_and(|tls| !tls.client_pins.is_empty())
+        };
+        let unlimited = self.sessions.iter().filter(|session| session.allow.is_empty() && !pins(session));
         unlimited
             .flat_map(|session| session.local_tcp.iter().map(move |addr| (session, *addr)))
             .find(|(_, addr)| !addr.ip().to_canonical().is_loopback())
@@ -270,7 +287,7 @@ shared_key_env = "PW"
             ("\"example.org:1\"", "\"example.org:1", 13, "invalid"),
             ("example.org:1", "example.org", 13, "'example.org' is not a host and port"),
             ("\"game\"", "\"far\"", 18, "there is a session 'far' already"),
-            ("turn:example.org\"\nuser", "turns:example.org\"\nuser", 19, "TLS to a TURN server"),
+            ("turn:example.org\"\nuser", "stun:example.org\"\nuser", 19, "a STUN server relays nothing"),
             ("turn:example.org\"\nuser", "turn:a:hunter2@h\"\nuser", 19, "user and password are given apart"),
             ("= \"hunter2\"", "= hunter2", 21, "must be quoted"),
             ("= \"hunter2\"", "= \"hunter2", 21, "invalid basic string"),

@@ -10,12 +10,14 @@ use clap::{ArgGroup, Args};
 
 use super::args::Common;
 use super::plan::Plan;
+use super::tls_args::ServerTlsArgs;
 use super::values::{addr, seconds, secret};
 use crate::passwords::Passwords;
 
 pub(super) const RELAY_EXAMPLES: &str = "\
 Examples:
-  actix-relay relay --tcp 0.0.0.0:443 --realm example.org --users /etc/relay-users
+  actix-relay relay --tcp 0.0.0.0:443 --realm example.org --users /etc/relay-users \
+      --tls-cert cert.pem --tls-key key.pem
   RELAY_USERS='alice:…' actix-relay relay --tcp '[::]:443' --realm example.org --users-env RELAY_USERS
 A FILE of users has a line NAME:PASSWORD for each; empty lines and those that begin with # are passed over. Passwords
 should be random, of 128 bits: head -c 16 /dev/urandom | base64. Whoever has the shared key makes short-lived
@@ -50,6 +52,8 @@ pub(super) struct RelayArgs {
     /// The two sides of a pair may be different users
     #[arg(long, help_heading = "Who may join")]
     pairs_across_users: bool,
+    #[command(flatten)]
+    tls: ServerTlsArgs,
     /// Connections that have not joined, in all; past it the oldest of the busiest address goes [default: 4096]
     #[arg(long, help_heading = "Limits", value_name = "N")]
     max_unjoined: Option<usize>,
@@ -65,6 +69,9 @@ pub(super) struct RelayArgs {
     /// How long a side may ask to wait for its peer; it may ask again [default: 1h]
     #[arg(long, help_heading = "Limits", value_name = "SECS", value_parser = seconds)]
     max_lifetime: Option<Duration>,
+    /// Bytes a second that one pair may send, both sides together, at least 65536 [default: no limit]
+    #[arg(long, help_heading = "Limits", value_name = "BYTES")]
+    max_rate: Option<u64>,
     /// The longest datagram that is forwarded, in bytes [default: 65527]
     #[arg(long, help_heading = "Limits", value_name = "BYTES")]
     max_datagram: Option<usize>,
@@ -94,6 +101,7 @@ impl RelayArgs {
             }
             (None, None) => None,
         };
+        config.tls = self.tls.tls()?;
         config.pairs_across_users = self.pairs_across_users;
         config.max_unjoined = self.max_unjoined.unwrap_or(config.max_unjoined);
         let per_address = self.max_unjoined_per_address;
@@ -101,6 +109,7 @@ impl RelayArgs {
         config.max_sessions_per_user = self.max_sessions_per_user.unwrap_or(config.max_sessions_per_user);
         config.max_pairs = self.max_pairs.unwrap_or(config.max_pairs);
         config.max_lifetime = self.max_lifetime.unwrap_or(config.max_lifetime);
+        config.max_rate = self.max_rate;
         config.max_datagram = self.max_datagram.unwrap_or(config.max_datagram);
         common.plan_relay(config)
     }
@@ -148,6 +157,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Cli, Command};
     use crate::passwords::Kept;
+    use actix_relay::config::ServerTls;
     use clap::Parser;
 
     fn plan(line: &str) -> Result<RelayConfig, String> {
@@ -167,7 +177,7 @@ mod tests {
         let config = relay(
             "--user alice:hunter2 --user bob:with:colon --pairs-across-users --max-unjoined 10 \
              --max-unjoined-per-address 2 --max-sessions-per-user 3 --max-pairs 4 --max-lifetime 60 \
-             --max-datagram 1500 --max-queue-delay 20ms --congestion bbr --fwmark 7",
+             --max-datagram 1500 --max-rate 1000000 --max-queue-delay 20ms --congestion bbr --fwmark 7",
         )
         .unwrap();
         let mut expected = RelayConfig::new("relay", addr("127.0.0.1:0").unwrap(), "r")
@@ -176,10 +186,18 @@ mod tests {
         expected.pairs_across_users = true;
         (expected.max_unjoined, expected.max_unjoined_per_address) = (10, 2);
         (expected.max_sessions_per_user, expected.max_pairs, expected.max_datagram) = (3, 4, 1500);
+        expected.max_rate = Some(1_000_000);
         expected.max_lifetime = Duration::from_secs(60);
         expected.max_queue_delay = Duration::from_millis(20);
         (expected.congestion, expected.fwmark) = (Some("bbr".to_owned()), Some(7));
         assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn tls_is_as_with_listen() {
+        let config = relay("--users users --tls-cert c --tls-key k").unwrap();
+        assert_eq!(config.tls, Some(ServerTls::files("c", "k")));
+        assert!(relay("--users users --tls-cert c").unwrap_err().contains("--tls-key"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use clap::{ArgGroup, Args};
 
 use super::args::Common;
 use super::plan::Plan;
+use super::tls_args::BelieveArgs;
 use super::values::{Later, addr, family, later, seconds, secret};
 use crate::passwords::Passwords;
 
@@ -60,11 +61,13 @@ pub(super) struct User {
 /// The flags of a session that goes through a TURN server.
 #[derive(Debug, Args)]
 pub(super) struct Through {
-    /// A TURN server to go through, over TCP (RFC 6062): turn:HOST[:PORT]
+    /// A TURN server to go through, over TCP (RFC 6062): turn:HOST[:PORT], or turns:HOST[:PORT] with TLS
     #[arg(long, value_name = "URI", value_parser = later::<TurnUri>)]
     turn: Option<Later<TurnUri>>,
     #[command(flatten)]
     user: User,
+    #[command(flatten)]
+    believe: BelieveArgs,
     /// Believe successes of Connect and ConnectionBind without integrity, as servers on pion and icey send them
     #[arg(long, requires = "turn")]
     trust_unsealed_bind: bool,
@@ -73,11 +76,13 @@ pub(super) struct Through {
 /// The server, and what is allocated there.
 #[derive(Debug, Args)]
 pub(super) struct Allocation {
-    /// The TURN server: turn:HOST[:PORT][?transport=udp|tcp]
+    /// The TURN server: turn:HOST[:PORT][?transport=udp|tcp], or turns:HOST[:PORT] with TLS over TCP
     #[arg(long, value_name = "URI", value_parser = later::<TurnUri>)]
     server: Later<TurnUri>,
     #[command(flatten)]
     user: User,
+    #[command(flatten)]
+    believe: BelieveArgs,
     /// Family of the relayed address, ipv4 or ipv6 [default: that of the peer]
     #[arg(long, value_name = "FAMILY", value_parser = family)]
     family: Option<AddressFamily>,
@@ -135,37 +140,55 @@ impl User {
 
     fn credentials(self, passwords: &dyn Passwords) -> Result<Option<UserPassword>, String> {
         let Some(user) = self.user else { return Ok(None) };
-        let user = user.expose();
-        let password = match (self.password_file, self.password_env) {
-            (Some(file), _) => passwords.in_file(&file).map_err(|why| format!("--password-file: {why}"))?,
-            (None, Some(variable)) => {
-                passwords.in_environment(&variable).map_err(|why| format!("--password-env: {why}"))?
-            }
-            (None, None) if user.contains(':') => {
-                return user.parse().map(Some).map_err(|error: ConfigError| format!("--user: {error}"));
-            }
-            (None, None) => passwords.in_environment(PASSWORD_VARIABLE).map_err(|why| {
-                let elsewhere = "--password-file, --password-env or --user NAME:PASSWORD";
-                format!("--user needs a password: {why}; or give it by {elsewhere}")
-            })?,
-        };
-        Ok(Some(UserPassword::new(user, password)))
+        account(&user, self.password_file, self.password_env, PASSWORD_VARIABLE, passwords).map(Some)
     }
+}
+
+/// User name and password; the latter from the named file, the named environment variable, behind the user's last colon
+/// or from `variable`.
+pub(super) fn account(
+    user: &Secret,
+    password_file: Option<PathBuf>,
+    password_env: Option<String>,
+    variable: &str,
+    passwords: &dyn Passwords,
+) -> Result<UserPassword, String> {
+    let user = user.expose();
+    let password = match (password_file, password_env) {
+        (Some(file), _) => passwords.in_file(&file).map_err(|why| format!("--password-file: {why}"))?,
+        (None, Some(variable)) => {
+            passwords.in_environment(&variable).map_err(|why| format!("--password-env: {why}"))?
+        }
+        (None, None) if user.contains(':') => {
+            return user.parse().map_err(|error: ConfigError| format!("--user: {error}"));
+        }
+        (None, None) => passwords.in_environment(variable).map_err(|why| {
+            let elsewhere = "--password-file, --password-env or --user NAME:PASSWORD";
+            format!("--user needs a password: {why}; or give it by {elsewhere}")
+        })?,
+    };
+    Ok(UserPassword::new(user, password))
 }
 
 impl Through {
     /// The server, if the session goes through one.
     pub(super) fn server(self, passwords: &dyn Passwords) -> Result<Option<TurnServer>, String> {
         let Some(uri) = self.turn else {
-            return if self.user.user.is_some() {
-                Err("--user goes with --turn".to_owned())
-            } else {
-                Ok(None)
+            return match (self.user.user, self.believe.is_given()) {
+                (Some(_), _) => Err("--user goes with --turn".to_owned()),
+                (None, true) => Err("--tls-ca and --tls-pin go with --turn turns:HOST".to_owned()),
+                (None, false) => Ok(None),
             };
         };
         let mut server = self.user.at("--turn", uri, passwords)?;
         server.trust_unsealed_bind = self.trust_unsealed_bind;
+        server.tls = self.believe.tls();
         Ok(Some(server))
+    }
+
+    /// Whom to believe where no TURN server is gone through.
+    pub(super) fn believed_otherwise(&mut self) -> BelieveArgs {
+        if self.is_given() { BelieveArgs::default() } else { std::mem::take(&mut self.believe) }
     }
 
     pub(super) fn is_given(&self) -> bool {
@@ -181,6 +204,7 @@ impl Allocation {
         passwords: &dyn Passwords,
     ) -> Result<TurnConfig, String> {
         let mut config = TurnConfig::new(name, self.user.at("--server", self.server, passwords)?);
+        config.server.tls = self.believe.tls();
         config.relayed = relayed;
         config.family = self.family;
         config.lifetime = self.lifetime;
@@ -309,6 +333,35 @@ mod tests {
     }
 
     #[test]
+    fn who_is_believed_is_said_of_the_server_that_is_spoken_to_with_tls() {
+        let ca = |server: &TurnServer| server.tls.ca.clone();
+        let rest = "--user a:b --tls-ca ca.pem --udp 127.0.0.1:1";
+        let client = turn(&format!("turn --server turns:h {rest} --peer 192.0.2.1:2")).server;
+        assert_eq!((ca(&client), client.uri.port), (Some("ca.pem".into()), 5349));
+        let through = session(&format!("connect --turn turns:h {rest} --tcp 192.0.2.1:5"));
+        let Some(Remote::Turn(remote)) = through.remote else { panic!("{through:?}") };
+        assert_eq!((ca(&remote.server), through.tls), (Some("ca.pem".into()), None));
+        let direct = session("connect --tcp h:1 --udp 127.0.0.1:1 --tls --tls-ca ca.pem");
+        assert_eq!(direct.tls.and_then(|tls| tls.ca), Some("ca.pem".into()));
+        for (line, expected) in [
+            (
+                "turn --server turn:h --udp 127.0.0.1:1 --peer 192.0.2.1:2",
+                "--server speaks TLS only where its URI begins with turns:",
+            ),
+            (
+                "connect --tcp a:1 --udp 127.0.0.1:1",
+                "--tls-ca, --tls-pin and --tls-client-cert go with --tls",
+            ),
+            (
+                "listen --tcp 127.0.0.1:1 --udp 127.0.0.1:1",
+                "--tls-ca and --tls-pin go with --turn turns:HOST",
+            ),
+        ] {
+            assert_eq!(plan(&format!("actix-relay {line} --tls-ca ca.pem")).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
     fn a_password_comes_from_where_the_flags_say() {
         let line = "turn --server turn:h --udp 127.0.0.1:1 --peer 192.0.2.1:2";
         for (user, expected) in [
@@ -338,7 +391,7 @@ mod tests {
         let connect = format!("connect {udp} --turn turn:h --user a:hunter2");
         let listen = format!("listen {udp} --turn turn:h --user a:hunter2");
         for (line, expected) in [
-            (format!("turn --server turns:h {udp} --peer 192.0.2.1:2"), "--server: 'turns:h' is not the URI"),
+            (format!("turn --server stun:h {udp} --peer 192.0.2.1:2"), "--server: 'stun:h' is not the URI"),
             (format!("turn --server turn:a:hunter2@h {udp} --peer 192.0.2.1:2"), "--server: '…@h' is not"),
             (format!("{turn} --user :hunter2"), "--user: expected NAME:PASSWORD: needs a user name"),
             (format!("{turn} --user a:"), "--user: expected NAME:PASSWORD: needs a password"),

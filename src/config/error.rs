@@ -34,6 +34,21 @@ pub enum ConfigError {
         /// Which of the two.
         missing: &'static str,
     },
+    /// Not a [`Pin`](super::Pin).
+    #[error("'{text}' is not a pin: expected 64 hex digits, the SHA-256 of a certificate's public key")]
+    Pin {
+        /// What was given.
+        text: String,
+    },
+    /// A certificate's file without that of its key, or the other way round.
+    #[error("cert and key go together: {missing} is missing")]
+    HalfCertificate {
+        /// Which of the two.
+        missing: &'static str,
+    },
+    /// A server with TLS needs one certificate.
+    #[error("a certificate is needed: cert and key, or self_signed")]
+    Certificate,
     /// A field of the supervisor has a value it may not have.
     #[error("supervisor: {field} {why}")]
     InvalidSupervisor {

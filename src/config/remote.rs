@@ -9,8 +9,8 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::turn_uri::without_user;
-use super::{ConfigError, TurnServer, TurnUri};
-use crate::credentials::Secret;
+use super::{ClientTls, ConfigError, RelayRemote, TurnServer, TurnUri};
+use crate::credentials::{Secret, UserPassword};
 
 /// A host name or address, and a port: `vpn.example.org:443`, `192.0.2.1:443`, `[2001:db8::1]:443`.
 ///
@@ -48,7 +48,8 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let bad = |why| ConfigError::HostPort { text: without_user(text), why };
-        if text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("turn:")) {
+        let starts = |with: &str| text.get(..with.len()).is_some_and(|it| it.eq_ignore_ascii_case(with));
+        if starts("turn:") || starts("turns:") {
             return Err(bad("a TURN server is named apart, beside its peer's address"));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| bad("expected HOST:PORT"))?;
@@ -77,8 +78,9 @@ impl FromStr for HostPort {
 
 /// Where the TCP connection goes.
 ///
-/// In a file: `"HOST:PORT"`, or `{ turn = "turn:…", user = "…", password = "…", peer = "IP:PORT" }`. It is written
-/// back as a line to be read: a server's credentials are not in it.
+/// In a file: `"HOST:PORT"`, or `{ turn = "turn:…", user = "…", password = "…", peer = "IP:PORT" }`, or
+/// `{ relay = "HOST:PORT", user = "…", password = "…", pair = "…", side = "…" }`. It is written back as a line to be
+/// read: a server's credentials are not in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(into = "String")]
 #[non_exhaustive]
@@ -87,6 +89,8 @@ pub enum Remote {
     Direct(HostPort),
     /// Through a TURN server, over an RFC 6062 connection of an allocation of the session's own.
     Turn(Box<TurnRemote>),
+    /// Met at a TCP relay that both sides call: the seed's mode 2.
+    Relay(Box<RelayRemote>),
 }
 
 /// A peer that is reached through a TURN server.
@@ -123,6 +127,7 @@ impl fmt::Display for Remote {
         match self {
             Self::Direct(to) => to.fmt(f),
             Self::Turn(to) => to.fmt(f),
+            Self::Relay(to) => to.fmt(f),
         }
     }
 }
@@ -159,7 +164,9 @@ impl<'de> Visitor<'de> for TextOrTable {
     type Value = Remote;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"HOST:PORT\" or { turn = \"turn:…\", peer = \"IP:PORT\" }")
+        f.write_str(
+            "\"HOST:PORT\" or { turn = \"turn:…\", peer = \"IP:PORT\" } or { relay = \"HOST:PORT\", … }",
+        )
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Remote, E> {
@@ -167,23 +174,65 @@ impl<'de> Visitor<'de> for TextOrTable {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Remote, M::Error> {
-        let TurnTable { turn, user, password, trust_unsealed_bind, peer } =
-            TurnTable::deserialize(MapAccessDeserializer::new(map))?;
-        let server = TurnServer::from_fields(turn, user, password, trust_unsealed_bind);
-        Ok(TurnRemote::new(server.map_err(M::Error::custom)?, peer).into())
+        Table::deserialize(MapAccessDeserializer::new(map))?.remote()
     }
 }
 
-/// How a [`TurnRemote`] stands in a file.
+/// How a [`TurnRemote`] or a [`RelayRemote`] stands in a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TurnTable {
-    turn: TurnUri,
+struct Table {
+    turn: Option<TurnUri>,
+    relay: Option<String>,
     user: Option<String>,
     password: Option<Secret>,
-    #[serde(default)]
-    trust_unsealed_bind: bool,
-    peer: SocketAddr,
+    trust_unsealed_bind: Option<bool>,
+    peer: Option<SocketAddr>,
+    pair: Option<Secret>,
+    side: Option<String>,
+    tls: Option<ClientTls>,
+}
+
+impl Table {
+    fn remote<E: Error>(self) -> Result<Remote, E> {
+        match (&self.turn, &self.relay) {
+            (Some(_), Some(_)) => Err(E::custom("relay and turn exclude each other")),
+            (None, None) => Err(E::missing_field("turn` or `relay")),
+            (Some(_), None) => self.turn(),
+            (None, Some(_)) => self.relay(),
+        }
+    }
+
+    fn turn<E: Error>(self) -> Result<Remote, E> {
+        let strays = [("pair", self.pair.is_some()), ("side", self.side.is_some())];
+        if let Some((stray, _)) = strays.iter().find(|(_, is_given)| *is_given) {
+            return Err(E::custom(format_args!("{stray} goes with relay")));
+        }
+        let turn = self.turn.ok_or_else(|| E::missing_field("turn"))?;
+        let trust = self.trust_unsealed_bind.unwrap_or(false);
+        let tls = self.tls.unwrap_or_default();
+        let server = TurnServer::from_fields(turn, self.user, self.password, trust, tls);
+        let server = server.map_err(E::custom)?;
+        Ok(TurnRemote::new(server, self.peer.ok_or_else(|| E::missing_field("peer"))?).into())
+    }
+
+    fn relay<E: Error>(self) -> Result<Remote, E> {
+        let strays =
+            [("peer", self.peer.is_some()), ("trust_unsealed_bind", self.trust_unsealed_bind.is_some())];
+        if let Some((stray, _)) = strays.iter().find(|(_, is_given)| *is_given) {
+            return Err(E::custom(format_args!("{stray} goes with turn")));
+        }
+        let relay = self.relay.ok_or_else(|| E::missing_field("relay"))?.parse().map_err(E::custom)?;
+        let credentials = match (self.user, self.password) {
+            (Some(user), Some(password)) => UserPassword { user, password },
+            (Some(_), None) => return Err(E::custom(ConfigError::Halved { missing: "password" })),
+            (None, Some(_)) => return Err(E::custom(ConfigError::Halved { missing: "user" })),
+            (None, None) => return Err(E::missing_field("user")),
+        };
+        let pair = self.pair.ok_or_else(|| E::missing_field("pair"))?;
+        let side = self.side.ok_or_else(|| E::missing_field("side"))?;
+        Ok(RelayRemote { tls: self.tls, ..RelayRemote::new(relay, credentials, pair, side) }.into())
+    }
 }
 
 /// A session's own allocation on a TURN server (RFC 6062), at whose relayed address peers reach it.

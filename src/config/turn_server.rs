@@ -3,12 +3,13 @@
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{ConfigError, RelayedTransport, TurnUri};
+use super::{ClientTls, ConfigError, RelayedTransport, TurnUri};
 use crate::credentials::{Credentials, Secret, UserPassword};
 
 /// Where a TURN server is, and who we are to it.
 ///
-/// In a file: `server = "turn:…"`, `user` and `password`. It is written back without the password.
+/// In a file: `server = "turn:…"`, `user` and `password`, with `turns:` perhaps `tls = { … }` ([`ClientTls`]). It is
+/// written back without the password.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "Table")]
 #[non_exhaustive]
@@ -20,12 +21,14 @@ pub struct TurnServer {
     /// Believes a success of Connect and ConnectionBind that lacks MESSAGE-INTEGRITY, as pion's and icey's servers
     /// send it. Default: no.
     pub trust_unsealed_bind: bool,
+    /// With `turns:`, whom the server's certificate must be from; the default believes the system's authorities.
+    pub tls: ClientTls,
 }
 
 impl TurnServer {
     /// A server that asks for no credentials.
     pub fn new(uri: TurnUri) -> Self {
-        Self { uri, credentials: None, trust_unsealed_bind: false }
+        Self { uri, credentials: None, trust_unsealed_bind: false, tls: ClientTls::default() }
     }
 
     /// Who we are to it: a [`UserPassword`], or a recipient that is asked.
@@ -39,6 +42,7 @@ impl TurnServer {
         user: Option<String>,
         password: Option<Secret>,
         trust_unsealed_bind: bool,
+        tls: ClientTls,
     ) -> Result<Self, ConfigError> {
         let credentials = match (user, password) {
             (None, None) => None,
@@ -46,7 +50,7 @@ impl TurnServer {
             (Some(_), None) => return Err(ConfigError::Halved { missing: "password" }),
             (None, Some(_)) => return Err(ConfigError::Halved { missing: "user" }),
         };
-        Ok(Self { uri, credentials, trust_unsealed_bind })
+        Ok(Self { uri, credentials, trust_unsealed_bind, tls })
     }
 
     /// Whether it will do for such an allocation; what is wrong continues "the server …".
@@ -56,6 +60,12 @@ impl TurnServer {
         }
         if self.uri.transport_for(relayed).is_err() {
             return Err("must be spoken to over TCP, with ?transport=tcp in its URI (RFC 6062)");
+        }
+        if !self.uri.tls && self.tls != ClientTls::default() {
+            return Err("speaks TLS only where its URI begins with turns:");
+        }
+        if self.tls.check().is_err() {
+            return Err("has ca and pin in tls: one of the two");
         }
         match &self.credentials {
             Some(Credentials::Fixed(both)) => both.check(),
@@ -73,13 +83,15 @@ struct Table {
     password: Option<Secret>,
     #[serde(default)]
     trust_unsealed_bind: bool,
+    #[serde(default)]
+    tls: ClientTls,
 }
 
 impl TryFrom<Table> for TurnServer {
     type Error = ConfigError;
 
     fn try_from(table: Table) -> Result<Self, ConfigError> {
-        Self::from_fields(table.server, table.user, table.password, table.trust_unsealed_bind)
+        Self::from_fields(table.server, table.user, table.password, table.trust_unsealed_bind, table.tls)
     }
 }
 
@@ -89,13 +101,18 @@ impl Serialize for TurnServer {
             Some(Credentials::Fixed(both)) => Some(&both.user),
             Some(Credentials::Asked(_)) | None => None,
         };
-        let mut fields = to.serialize_struct("TurnServer", 3)?;
+        let mut fields = to.serialize_struct("TurnServer", 4)?;
         fields.serialize_field("server", &self.uri)?;
         match user {
             Some(user) => fields.serialize_field("user", user)?,
             None => fields.skip_field("user")?,
         }
         fields.serialize_field("trust_unsealed_bind", &self.trust_unsealed_bind)?;
+        if self.tls == ClientTls::default() {
+            fields.skip_field("tls")?;
+        } else {
+            fields.serialize_field("tls", &self.tls)?;
+        }
         fields.end()
     }
 }

@@ -1,4 +1,4 @@
-//! The URI of a TURN server (RFC 7065): `turn:HOST[:PORT][?transport=udp|tcp]`.
+//! The URI of a TURN server (RFC 7065): `turn:HOST[:PORT][?transport=udp|tcp]`, or `turns:HOST[:PORT]` with TLS.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -10,6 +10,8 @@ use super::{ConfigError, HostPort, RelayedTransport};
 
 /// TURN's port over UDP and TCP (RFC 8656 §3).
 pub const TURN_PORT: u16 = 3478;
+/// The same with TLS.
+pub const TURNS_PORT: u16 = 5349;
 
 /// Where a TURN server is, and what it is spoken to over.
 ///
@@ -20,8 +22,10 @@ pub const TURN_PORT: u16 = 3478;
 pub struct TurnUri {
     /// A name, or an address without brackets.
     pub host: String,
-    /// 1 to 65,535; 3478 where the URI names none.
+    /// 1 to 65,535; where the URI names none 3478, with TLS 5349.
     pub port: u16,
+    /// `turns:`, TLS over TCP.
+    pub tls: bool,
     /// What `?transport=` says; without it see [`TurnUri::transport_for`].
     pub transport: Option<TurnTransport>,
 }
@@ -48,14 +52,18 @@ impl fmt::Display for TurnTransport {
 impl TurnUri {
     /// The server at a host and port, over what the allocation needs.
     pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self { host: host.into(), port, transport: None }
+        Self { host: host.into(), port, tls: false, transport: None }
     }
 
-    /// What the server is spoken to over: as the URI says, else UDP for a UDP allocation and TCP for a TCP one.
+    /// What the server is spoken to over: as the URI says, TCP with TLS, else UDP for a UDP allocation and TCP for a
+    /// TCP one.
     ///
     /// # Errors
     /// A TCP allocation needs TCP (RFC 6062 §4.1), and the URI says `?transport=udp`.
     pub fn transport_for(&self, relayed: RelayedTransport) -> Result<TurnTransport, ConfigError> {
+        if self.tls {
+            return Ok(TurnTransport::Tcp);
+        }
         match (self.transport, relayed) {
             (Some(TurnTransport::Udp), RelayedTransport::Tcp) => Err(ConfigError::TurnUri {
                 text: self.to_string(),
@@ -76,7 +84,7 @@ impl TurnUri {
 /// In full, the port always named.
 impl fmt::Display for TurnUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "turn:{}", self.host_port())?;
+        write!(f, "{}:{}", if self.tls { "turns" } else { "turn" }, self.host_port())?;
         self.transport.map_or(Ok(()), |transport| write!(f, "?transport={transport}"))
     }
 }
@@ -91,24 +99,28 @@ impl FromStr for TurnUri {
 
 fn parse(text: &str) -> Result<TurnUri, &'static str> {
     let (scheme, rest) = text.split_once(':').ok_or("expected turn:HOST[:PORT][?transport=udp|tcp]")?;
-    match scheme.to_ascii_lowercase().as_str() {
-        "turn" => {}
-        "turns" => return Err("TLS to a TURN server (turns:) is not in this version"),
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "turn" => false,
+        "turns" => true,
         "stun" | "stuns" => return Err("a STUN server relays nothing: expected turn:"),
-        _ => return Err("it must begin with turn:"),
-    }
+        _ => return Err("it must begin with turn: or turns:"),
+    };
     if rest.contains('@') {
         return Err("user and password are given apart from it");
     }
     if rest.starts_with("//") {
-        return Err("no // stands behind turn: (RFC 7065)");
+        return Err("no // stands behind turn: or turns: (RFC 7065)");
     }
     let (authority, transport) = match rest.split_once('?') {
         Some((authority, query)) => (authority, Some(transport(query)?)),
         None => (rest, None),
     };
+    if tls && transport == Some(TurnTransport::Udp) {
+        return Err("turns: is TLS over TCP; over UDP (DTLS) it is not in this version");
+    }
     let (host, port) = host_and_port(authority)?;
-    Ok(TurnUri { host, port, transport })
+    let port = port.unwrap_or(if tls { TURNS_PORT } else { TURN_PORT });
+    Ok(TurnUri { host, port, tls, transport })
 }
 
 fn transport(query: &str) -> Result<TurnTransport, &'static str> {
@@ -119,7 +131,8 @@ fn transport(query: &str) -> Result<TurnTransport, &'static str> {
     }
 }
 
-fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
+/// A host, and the port if there is one.
+fn host_and_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (inner, port) = rest.split_once(']').ok_or("the bracket is not closed")?;
@@ -136,9 +149,11 @@ fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
             None => (name(text)?, None),
         },
     };
-    let Some(port) = port else { return Ok((host, TURN_PORT)) };
+    let Some(port) = port else { return Ok((host, None)) };
     match port.parse::<u16>() {
-        Ok(number) if number != 0 && port.bytes().all(|byte| byte.is_ascii_digit()) => Ok((host, number)),
+        Ok(number) if number != 0 && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok((host, Some(number)))
+        }
         _ => Err("the port must be 1 to 65535"),
     }
 }
@@ -198,6 +213,8 @@ mod tests {
             ("turn:[2001:DB8::0:1]", "turn:[2001:db8::1]:3478"),
             ("turn:[::1]:1", "turn:[::1]:1"),
             ("turn:[fe80::1%eth0]:7", "turn:[fe80::1%eth0]:7"),
+            ("turns:example.org", "turns:example.org:5349"),
+            ("TURNS:[::1]:443?transport=tcp", "turns:[::1]:443?transport=tcp"),
         ] {
             let uri: TurnUri = text.parse().unwrap();
             assert_eq!(uri.to_string(), full);
@@ -212,7 +229,8 @@ mod tests {
             ("example.org", "expected turn:HOST"),
             ("", "expected turn:HOST"),
             ("example.org:3478", "it must begin with turn:"),
-            ("turns:example.org", "TLS to a TURN server (turns:) is not in this version"),
+            ("turns:example.org?transport=udp", "turns: is TLS over TCP"),
+            ("turns://example.org", "no // stands behind"),
             ("stun:example.org", "a STUN server relays nothing"),
             ("turn://example.org", "no // stands behind turn:"),
             ("turn:", "the host must have"),
@@ -252,6 +270,9 @@ mod tests {
         assert_eq!(over("turn:a", RelayedTransport::Udp), Ok(TurnTransport::Udp));
         assert_eq!(over("turn:a", RelayedTransport::Tcp), Ok(TurnTransport::Tcp));
         assert_eq!(over("turn:a?transport=tcp", RelayedTransport::Udp), Ok(TurnTransport::Tcp));
+        for relayed in [RelayedTransport::Udp, RelayedTransport::Tcp] {
+            assert_eq!(over("turns:a", relayed), Ok(TurnTransport::Tcp));
+        }
         let error = over("turn:a?transport=udp", RelayedTransport::Tcp).unwrap_err();
         assert!(error.to_string().contains("RFC 6062"), "{error}");
     }

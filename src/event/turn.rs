@@ -172,10 +172,20 @@ pub enum TurnEvent {
         /// Why.
         error: TurnError,
     },
-    /// A peer's attempt to connect was rejected: by the gate, by its silence, or because nobody takes connections.
+    /// A peer's attempt to connect was rejected: by the gate, by its silence, because nobody takes connections, or
+    /// (told once a second) for want of room: there are 256 connections, or 64 attempts are undecided.
     PeerConnectionRejected {
         /// The peer.
         peer: SocketAddr,
+    },
+    /// A peer's connection was closed, for the service that `tcp_forward` names could not be reached.
+    TcpForwardFailed {
+        /// The peer.
+        peer: SocketAddr,
+        /// The service.
+        service: SocketAddr,
+        /// Which step failed, with what the system said.
+        error: String,
     },
     /// What was carried so far, every `stats_interval`.
     TurnStats {
@@ -226,6 +236,9 @@ impl fmt::Display for TurnEvent {
                 write!(f, "no connection with {peer}: {error}")
             }
             Self::PeerConnectionRejected { peer } => write!(f, "connection from {peer} rejected"),
+            Self::TcpForwardFailed { peer, error, .. } => {
+                write!(f, "connection with {peer} closed, the service cannot be reached: {error}")
+            }
             Self::TurnStats { counters } => write_stats(f, counters),
         }
     }

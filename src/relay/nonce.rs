@@ -19,7 +19,8 @@ pub(crate) const NONCE_LIFETIME: Duration = Duration::from_secs(600);
 const TIME_DIGITS: usize = 12;
 const MAC_LEN: usize = 16;
 
-/// What a relay's nonces are made with: 32 random bytes, made anew whenever a relay starts. Secret.
+/// What a relay's nonces are made with: a [`random_key`](crate::stun::random_key), made anew whenever a relay starts.
+/// Secret.
 #[derive(Clone)]
 pub(crate) struct NonceKey(pub(crate) [u8; 32]);
 
@@ -112,6 +113,15 @@ mod tests {
             assert!(!KEY.is_fresh(1, SECOND, &nonce.as_bytes()[..at]));
         }
         assert!(!KEY.is_fresh(1, SECOND, format!("{nonce}0").as_bytes()));
+    }
+
+    #[test]
+    fn no_two_relays_have_the_same_key() {
+        let keys = [crate::stun::random_key(), crate::stun::random_key()];
+        assert_ne!(keys[0], keys[1]);
+        assert!(keys.iter().all(|key| key[24..] != [0; 8]));
+        let nonce = NonceKey(keys[0]).nonce(1, SECOND);
+        assert!(!NonceKey(keys[1]).is_fresh(1, SECOND, nonce.as_bytes()));
     }
 
     #[test]

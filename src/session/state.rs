@@ -25,7 +25,9 @@ pub enum SessionState {
     Listening,
     /// A connection is being made.
     Connecting,
-    /// At least one TCP connection is up.
+    /// At a relay that has let it in, without its peer.
+    Waiting,
+    /// At least one TCP connection is up; at a relay, the peer is there.
     Connected,
 }
 
@@ -47,6 +49,7 @@ impl fmt::Display for SessionState {
             Self::Backoff { .. } => "waiting to try again",
             Self::Listening => "listening",
             Self::Connecting => "connecting",
+            Self::Waiting => "waiting at the relay",
             Self::Connected => "connected",
         })
     }
@@ -54,7 +57,7 @@ impl fmt::Display for SessionState {
 
 #[cfg(test)]
 mod tests {
-    use super::SessionState::{Backoff, Closed, Connected, Connecting, Idle, Listening};
+    use super::SessionState::{Backoff, Closed, Connected, Connecting, Idle, Listening, Waiting};
     use std::time::{Duration, SystemTime};
 
     #[test]
@@ -62,7 +65,7 @@ mod tests {
         let soon = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         let late = SystemTime::UNIX_EPOCH + Duration::from_secs(2);
         assert_eq!(Backoff { until: late }.best(Backoff { until: soon }), Backoff { until: soon });
-        let order = [Closed, Idle, Backoff { until: soon }, Listening, Connecting, Connected];
+        let order = [Closed, Idle, Backoff { until: soon }, Listening, Connecting, Waiting, Connected];
         for pair in order.windows(2) {
             assert_eq!(pair[0].best(pair[1]), pair[1]);
             assert_eq!(pair[1].best(pair[0]), pair[1]);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::alive::{CHECK_INTERVAL, UNANSWERED_TIMEOUT};
-use super::channels::Channels;
+use super::channels::{self, Channels};
 use super::connections::{Connections, Key};
 use super::error::TurnError;
 use super::login::Login;
@@ -93,6 +93,10 @@ pub(crate) enum Output {
         connection: u32,
         peer: SocketAddr,
     },
+    /// A peer wants to connect, and there is no room for it.
+    AttemptRefused {
+        peer: SocketAddr,
+    },
     /// A data connection to the server is to be made.
     Dial {
         key: Key,
@@ -163,7 +167,7 @@ pub(crate) struct Allocation {
     /// When the server was last heard, and when anything was last sent to it.
     pub(super) heard: Instant,
     pub(super) sent: Instant,
-    /// When the server last showed that it knows the allocation.
+    /// When the server last answered whether it knows the allocation.
     pub(super) known: Instant,
     pub(super) data_sent: Option<Instant>,
     /// Data without an answer for so long makes the server be asked.
@@ -258,7 +262,8 @@ impl Allocation {
             State::Deallocating { until } => Some(until),
             State::Allocated(granted) => {
                 let due = [self.permissions.poll_timeout(), self.channels.poll_timeout(), granted.refresh];
-                due.into_iter().flatten().chain([granted.expires, self.next_check]).min()
+                let room = self.transactions.poll_room().filter(|_| self.parked_until.is_none());
+                due.into_iter().chain([room]).flatten().chain([granted.expires, self.next_check]).min()
             }
         };
         let all = [own, self.transactions.poll_timeout(), self.connections.poll_timeout(), self.parked_until];
@@ -383,8 +388,8 @@ impl Allocation {
             self.send(now, bytes);
         }
         for pending in given_up {
-            tracing::debug!(request = pending.request.name(), "the TURN server does not answer");
-            let error = pending.no_answer(now);
+            let error = pending.given_up(now);
+            tracing::debug!(%error, "a request to the TURN server is given up");
             self.fail(now, &pending, error);
         }
         for (key, connection, error) in self.connections.take_late(now) {
@@ -423,11 +428,19 @@ impl Allocation {
     /// Sends what may be sent.
     pub(super) fn pump(&mut self, now: Instant) {
         if let State::Allocated(_) = self.state {
-            for peers in self.permissions.take_due(now) {
-                self.transactions.ask(now, Request::CreatePermission { peers });
-            }
-            for (channel, peer) in self.channels.take_due(now) {
-                self.transactions.ask(now, Request::ChannelBind { channel, peer });
+            let permissions = self.permissions.take_due(now).into_iter();
+            let permissions =
+                permissions.map(|due| (Request::CreatePermission { peers: due.peers }, due.refused));
+            let channels = self.channels.take_due(now).into_iter();
+            let channels = channels.map(|channels::Due { channel, peer, refused }| {
+                (Request::ChannelBind { channel, peer }, refused)
+            });
+            for (request, refused) in permissions.chain(channels) {
+                if refused {
+                    self.transactions.ask_last(now, request);
+                } else {
+                    self.transactions.ask(now, request);
+                }
             }
             self.bind_opened(now);
         }

@@ -10,7 +10,8 @@ use super::error::TurnError;
 use super::transactions::{Pending, Request, seal_request};
 use crate::stun::{Class, Family, Method, Received, Relayed, Seal};
 
-/// A server that has answered to Allocate or Refresh knows the allocation, and need not be asked for this long.
+/// A server that has answered to Allocate or Refresh knows the allocation, or will say no again, and is not asked for
+/// this long.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
 impl Allocation {
@@ -92,7 +93,7 @@ impl Allocation {
             return self.end(TurnError::Told);
         }
         match self.login.challenged(name, by) {
-            Ok(()) => self.transactions.ask_again(pending),
+            Ok(()) => self.transactions.challenged(now, pending),
             // Another server has taken the place of the one that made the allocation.
             Err(error) if matches!(pending.request, Request::Refresh { lifetime: 1.. }) => self.end(error),
             Err(error) => self.fail(now, &pending, error),
@@ -124,7 +125,7 @@ impl Allocation {
             (Request::Refresh { lifetime: 0 }, _) => return self.end(TurnError::Told),
             (Request::Allocate { .. }, unknown) => return self.on_allocated(now, pending, message, unknown),
             (request, Some(why)) => return self.fail(now, pending, bad(request, why)),
-            (_, None) => {}
+            (request, None) => self.transactions.granted(now, request),
         }
         match &pending.request {
             Request::Refresh { .. } => match message.lifetime {
@@ -220,9 +221,15 @@ impl Allocation {
             _ => {}
         }
         let is_refusal = error.is_refusal();
+        if is_refusal {
+            self.transactions.refused(now, request);
+        }
         match request {
             Request::Allocate { .. } | Request::Refresh { lifetime: 0 } => self.end(error),
             Request::Refresh { .. } => {
+                if is_refusal {
+                    self.known = now;
+                }
                 self.refresh_refused(now);
                 self.output(Output::RefreshFailed { error });
             }
@@ -238,9 +245,12 @@ impl Allocation {
                 }
             }
             Request::ChannelBind { peer, .. } => {
+                let is_sent = !matches!(error, TurnError::NotSent { .. });
                 self.channels.failed(now, *peer, is_refusal);
                 self.output(Output::ChannelFailed { peer: *peer, error });
-                self.probe_unless_known(now);
+                if is_sent {
+                    self.probe_unless_known(now);
+                }
             }
             Request::Connect { key, .. } => self.connection_failed(*key, error),
             Request::ConnectionBind { .. } => {}
@@ -269,7 +279,11 @@ impl Allocation {
                 self.output(Output::Attempt { key, connection, peer });
                 true
             }
-            Attempt::Known | Attempt::Refused => false,
+            Attempt::Known => false,
+            Attempt::Refused => {
+                self.output(Output::AttemptRefused { peer });
+                true
+            }
         }
     }
 }

@@ -206,10 +206,12 @@ fn an_attempt_is_rejected_or_runs_out() {
 }
 
 #[test]
-fn of_many_attempts_so_many_wait_and_the_rest_has_no_effect() {
+fn of_many_attempts_so_many_wait_and_the_rest_is_turned_away() {
     let mut pair = Pair::tcp().allocated();
     (0..200).for_each(|last| _ = attempt(&mut pair, last, Indication));
-    assert_eq!(pair.told.len(), MAX_ATTEMPTS);
+    let refused = |output: &Output| matches!(output, Output::AttemptRefused { .. });
+    assert_eq!(pair.told.len(), 200);
+    assert_eq!(pair.told().iter().filter(|output| refused(output)).count(), 200 - MAX_ATTEMPTS);
     // They go through all at once, and make room.
     for key in 0..MAX_ATTEMPTS as u64 {
         pair.act(|core, now| core.accept(now, Key(key)));
@@ -230,7 +232,8 @@ fn only_so_many_connections_are_possible() {
     let error = pair.act(|core, now| core.connect(now, peer(1))).unwrap_err();
     assert_eq!(error.to_string(), "more than 256 relay connections are not possible");
     attempt(&mut pair, 2, Indication);
-    assert!(pair.told.is_empty());
+    assert_eq!(pair.told().as_slice(), [Output::AttemptRefused { peer: peer(2) }]);
+    pair.told.clear();
     // None of them holds back a Refresh.
     ask(&mut pair, Method::REFRESH);
     assert_eq!(pair.asked(Method::REFRESH).len(), 1);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::permissions::{RETRY_INTERVAL, Retries};
+use super::permissions::RETRY_INTERVAL;
 
 /// A channel binding's life (RFC 8656 §12).
 pub(crate) const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
@@ -23,7 +23,6 @@ pub(crate) const MAX_CHANNELS: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
     all: BTreeMap<SocketAddr, Channel>,
-    retries: Retries<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -38,17 +37,28 @@ struct Channel {
     perhaps_until: Option<Instant>,
     /// When to ask; `None` while a request is under way, or when it is not wanted.
     due: Option<Instant>,
-    /// The server refused it when it was last asked for.
+    /// The server refused it when it was last asked for: others go first.
     refused: bool,
 }
 
+/// One ChannelBind to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) channel: u16,
+    pub(crate) peer: SocketAddr,
+    /// It was refused before: others go first.
+    pub(crate) refused: bool,
+}
+
 impl Channels {
-    /// Wishes for a channel. `None` if there are too many.
+    /// Wishes for a channel; one that was refused is asked for at once. `None` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: SocketAddr) -> Option<u16> {
         if let Some(channel) = self.all.get_mut(&peer) {
             if !channel.wanted {
                 channel.wanted = true;
                 channel.due = Some(now);
+            } else if channel.refused {
+                channel.due = channel.due.map(|due| due.min(now));
             }
             return Some(channel.number);
         }
@@ -74,13 +84,12 @@ impl Channels {
     }
 
     /// The channels to ask for now. They count as asked for.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<(u16, SocketAddr)> {
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Due> {
         let mut due = Vec::new();
         for (peer, channel) in &mut self.all {
-            let is_due = channel.wanted && channel.due.is_some_and(|due| due <= now);
-            if is_due && (!channel.refused || self.retries.ask(now, *peer)) {
+            if channel.wanted && channel.due.is_some_and(|due| due <= now) {
                 channel.due = None;
-                due.push((channel.number, *peer));
+                due.push(Due { channel: channel.number, peer: *peer, refused: channel.refused });
             }
         }
         due
@@ -88,7 +97,6 @@ impl Channels {
 
     /// The server bound it. Says whether that is new.
     pub(crate) fn bound(&mut self, now: Instant, peer: SocketAddr) -> bool {
-        self.retries.done(&peer);
         let Some(channel) = self.all.get_mut(&peer) else { return false };
         channel.refused = false;
         channel.perhaps_until = Some(now + CHANNEL_LIFETIME);
@@ -108,11 +116,6 @@ impl Channels {
 
     /// The server refused, or its answers were lost: then it may remember the binding all the same.
     pub(crate) fn failed(&mut self, now: Instant, peer: SocketAddr, is_refusal: bool) {
-        if is_refusal {
-            self.retries.refused(now, &peer);
-        } else {
-            self.retries.done(&peer);
-        }
         if let Some(channel) = self.all.get_mut(&peer) {
             channel.refused = is_refusal;
             channel.perhaps_until = Some(now + CHANNEL_LIFETIME);
@@ -130,7 +133,6 @@ impl Channels {
             channel.until = None;
             channel.due = None;
             channel.perhaps_until = channel.perhaps_until.max(Some(now + CHANNEL_LIFETIME));
-            self.retries.done(peer);
             given_up.push(*peer);
         }
         given_up
@@ -155,8 +157,7 @@ impl Channels {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let due = |it: &Channel| if it.refused { self.retries.at(it.due?) } else { it.due };
-        self.all.values().flat_map(|channel| [due(channel), channel.until]).flatten().min()
+        self.all.values().flat_map(|channel| [channel.due, channel.until]).flatten().min()
     }
 }
 
@@ -169,22 +170,28 @@ mod tests {
         ([192, 0, 2, 1], port).into()
     }
 
+    /// What is asked for: number, the peer's port, and whether it was refused before.
+    fn due(channels: &mut Channels, now: Instant) -> Vec<(u16, u16, bool)> {
+        let due = channels.take_due(now).into_iter();
+        due.map(|due| (due.channel, due.peer.port(), due.refused)).collect()
+    }
+
     #[test]
     fn a_channel_is_bound_once_and_again_a_minute_before_its_end() {
         let (start, mut channels) = (any_instant(), Channels::default());
         assert_eq!(channels.want(start, peer(1)), Some(0x4000));
         assert_eq!(channels.want(start, peer(1)), Some(0x4000));
         assert_eq!(channels.want(start, peer(2)), Some(0x4001));
-        assert_eq!(channels.take_due(start), [(0x4000, peer(1)), (0x4001, peer(2))]);
+        assert_eq!(due(&mut channels, start), [(0x4000, 1, false), (0x4001, 2, false)]);
         assert!(channels.take_due(start).is_empty());
         assert!(channels.bound(start, peer(1)));
-        let due = start + Duration::from_secs(540);
-        assert_eq!(channels.poll_timeout(), Some(due));
-        assert_eq!(channels.take_due(due), [(0x4000, peer(1))]);
-        assert!(!channels.bound(due, peer(1)), "it is not new");
-        assert_eq!(channels.all_bound(due), [(0x4000, peer(1))]);
-        assert_eq!(channels.take_lapsed(due + CHANNEL_LIFETIME), [peer(1)]);
-        assert!(channels.take_lapsed(due + CHANNEL_LIFETIME).is_empty());
+        let later = start + Duration::from_secs(540);
+        assert_eq!(channels.poll_timeout(), Some(later));
+        assert_eq!(due(&mut channels, later), [(0x4000, 1, false)]);
+        assert!(!channels.bound(later, peer(1)), "it is not new");
+        assert_eq!(channels.all_bound(later), [(0x4000, peer(1))]);
+        assert_eq!(channels.take_lapsed(later + CHANNEL_LIFETIME), [peer(1)]);
+        assert!(channels.take_lapsed(later + CHANNEL_LIFETIME).is_empty());
     }
 
     #[test]
@@ -193,30 +200,27 @@ mod tests {
         channels.want(start, peer(1));
         channels.take_due(start);
         channels.failed(start, peer(1), false);
-        assert_eq!(channels.take_due(start + RETRY_INTERVAL), [(0x4000, peer(1))]);
+        assert_eq!(due(&mut channels, start + RETRY_INTERVAL), [(0x4000, 1, false)]);
     }
 
     #[test]
-    fn refused_ones_are_asked_for_one_by_one_until_they_are_accepted() {
+    fn a_refused_one_is_asked_for_again_later_or_when_it_is_wished_for_again() {
         let (start, mut channels) = (any_instant(), Channels::default());
-        for port in 1..=3 {
-            channels.want(start, peer(port));
-        }
+        channels.want(start, peer(1));
         channels.take_due(start);
-        (1..=3).for_each(|port| channels.failed(start, peer(port), true));
+        channels.failed(start, peer(1), true);
         let retry = start + RETRY_INTERVAL;
         assert_eq!(channels.poll_timeout(), Some(retry));
-        for port in 1..=3 {
-            assert_eq!(channels.take_due(retry).len(), 1);
-            assert_eq!(
-                (channels.poll_timeout().filter(|at| *at <= retry), channels.take_due(retry)),
-                (None, vec![])
-            );
-            assert!(channels.bound(retry, peer(port)));
-        }
-        // From then on they are like others.
-        let due = retry + CHANNEL_LIFETIME - REFRESH_BEFORE;
-        assert_eq!(channels.take_due(due).len(), 3);
+        assert_eq!(due(&mut channels, retry), [(0x4000, 1, true)]);
+        channels.want(retry, peer(1));
+        assert!(channels.take_due(retry).is_empty(), "a request is under way");
+        channels.failed(retry, peer(1), true);
+        assert!(channels.take_due(retry).is_empty());
+        channels.want(retry, peer(1));
+        assert_eq!(due(&mut channels, retry), [(0x4000, 1, true)]);
+        assert!(channels.bound(retry, peer(1)));
+        // From then on it is like others.
+        assert_eq!(due(&mut channels, retry + CHANNEL_LIFETIME - REFRESH_BEFORE), [(0x4000, 1, false)]);
     }
 
     #[test]

@@ -43,6 +43,14 @@ pub enum TurnError {
         /// An answer came that could not be believed, for it was not sealed: its error code, or 0 for a success.
         unbelieved: Option<u16>,
     },
+    /// It has waited for its turn for so long while the server granted nothing. It is asked for later.
+    #[error("{request}: not sent for {after:?}, while the server did not grant others")]
+    NotSent {
+        /// The request's method.
+        request: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
     /// An answer that cannot be what a TURN server means.
     #[error("{request}: the server's answer is no use: {why}")]
     BadAnswer {
@@ -55,6 +63,12 @@ pub enum TurnError {
     #[error("the server cannot be reached: {why}")]
     Unreachable {
         /// Which step failed, with what the system said.
+        why: String,
+    },
+    /// There is a server, but no TLS connection with it that could be believed.
+    #[error("the server: {why}")]
+    Untrusted {
+        /// What is wrong, in a sentence.
         why: String,
     },
     /// The control connection to the server ended.
@@ -129,6 +143,7 @@ impl TurnError {
                 | Self::UnusableCredentials(_)
                 | Self::BadAnswer { .. }
                 | Self::Redirected { .. }
+                | Self::Untrusted { .. }
         )
     }
 }

@@ -38,18 +38,20 @@ fn a_challenge_on_any_request_is_answered() {
 }
 
 #[test]
-fn stale_nonces_without_end_are_given_up_after_five_requests() {
+fn stale_nonces_without_end_are_given_up_after_four_requests() {
     for method in METHODS {
         for fault in [|| Fault::Challenge(438), || Fault::ChallengeAgain(438)] {
             let mut pair = before(method, Offer::Sha1);
             pair.server.fault(method, usize::MAX, fault());
             ask(&mut pair, method);
-            pair.run(secs(1));
+            // One of many waits for ten seconds before the next try.
+            let is_bulk = matches!(method, Method::CREATE_PERMISSION | Method::CHANNEL_BIND);
+            pair.run(secs(if is_bulk { 21 } else { 1 }));
             let error = failure(&pair, method).unwrap();
-            assert!(error.is_refusal() && error.to_string().contains("438"), "{error}");
-            assert!(pair.asked(method).len() <= 5, "{:?}", pair.asked(method));
+            assert!(error.is_refusal() && error.to_string().contains("times in a row"), "{error}");
+            assert!((3..=4).contains(&pair.asked(method).len()), "{:?}", pair.asked(method));
             pair.run(secs(9));
-            assert!(pair.server.log.len() <= 8, "{:?}", pair.server.log.len());
+            assert!(busiest(&pair, secs(10)) <= 8, "{:?}", pair.server.log.len());
         }
     }
 }

@@ -17,14 +17,10 @@ pub(crate) const MAX_PERMISSIONS: usize = 1024;
 /// Addresses in one CreatePermission.
 pub(crate) const MAX_PEERS_PER_REQUEST: usize = 16;
 
-/// After a refusal, nothing that was refused before is asked for again for this long.
-pub(crate) const REFUSED_INTERVAL: Duration = Duration::from_secs(4);
-
 /// The addresses that are permitted, or are to be.
 #[derive(Debug, Default)]
 pub(crate) struct Permissions {
     all: BTreeMap<IpAddr, Permission>,
-    retries: Retries<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -33,83 +29,58 @@ struct Permission {
     until: Option<Instant>,
     /// When to ask; `None` while a request is under way.
     due: Option<Instant>,
-    /// Asked for alone, because a request for it was refused.
+    /// Asked for alone, because a request for it and others was refused.
     alone: bool,
+    /// The server refused it when it was last asked for: others go first.
+    refused: bool,
 }
 
-/// What was refused before is asked for one at a time: the next at once if the server accepts, else after a pause.
-/// So a server that refuses everything hears little, however much there is to ask for, and one bad address does
-/// not keep the others waiting for long.
-#[derive(Debug)]
-pub(crate) struct Retries<T> {
-    asking: Option<T>,
-    not_before: Option<Instant>,
-}
-
-impl<T> Default for Retries<T> {
-    fn default() -> Self {
-        Self { asking: None, not_before: None }
-    }
-}
-
-impl<T: PartialEq> Retries<T> {
-    /// Whether this one may be asked for now. Then it counts as asked for.
-    pub(crate) fn ask(&mut self, now: Instant, who: T) -> bool {
-        let may = self.asking.is_none() && self.not_before.is_none_or(|at| at <= now);
-        if may {
-            self.asking = Some(who);
-        }
-        may
-    }
-
-    /// When one that is due may be asked for; `None` while another is.
-    pub(crate) fn at(&self, due: Instant) -> Option<Instant> {
-        self.asking.is_none().then(|| self.not_before.map_or(due, |at| at.max(due)))
-    }
-
-    /// The server has accepted it, or nobody wants it any more.
-    pub(crate) fn done(&mut self, who: &T) {
-        self.asking.take_if(|asking| asking == who);
-    }
-
-    pub(crate) fn refused(&mut self, now: Instant, who: &T) {
-        self.done(who);
-        self.not_before = Some(now + REFUSED_INTERVAL);
-    }
+/// One CreatePermission to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) peers: Vec<IpAddr>,
+    /// It was refused before: others go first.
+    pub(crate) refused: bool,
 }
 
 impl Permissions {
-    /// Wishes for a permission. `false` if there are too many.
+    /// Wishes for a permission; one that was refused is asked for at once. `false` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: IpAddr) -> bool {
         if self.all.len() >= MAX_PERMISSIONS && !self.all.contains_key(&peer) {
             return false;
         }
-        self.all.entry(peer).or_insert(Permission { until: None, due: Some(now), alone: false });
+        let new = Permission { until: None, due: Some(now), alone: false, refused: false };
+        let permission = self.all.entry(peer).or_insert(new);
+        if permission.refused {
+            permission.due = permission.due.map(|due| due.min(now));
+        }
         true
     }
 
     /// Lets it run out.
     pub(crate) fn forbid(&mut self, peer: IpAddr) {
         self.all.remove(&peer);
-        self.retries.done(&peer);
     }
 
-    /// The addresses to ask for now, in groups of one request each. They count as asked for.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Vec<IpAddr>> {
-        let mut requests: Vec<Vec<IpAddr>> = Vec::new();
+    /// What to ask for now. It counts as asked for.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Due> {
+        let mut requests: Vec<Due> = Vec::new();
         let mut together: Vec<IpAddr> = Vec::new();
         let is_due = |it: &Permission| !it.alone && it.due.is_some_and(|due| due <= now);
         let until = if self.all.values().any(is_due) { now + TOGETHER_INTERVAL } else { now };
         for (peer, permission) in &mut self.all {
-            if !permission.alone && permission.due.is_some_and(|due| due <= until) {
+            let until = if permission.alone { now } else { until };
+            if permission.due.is_some_and(|due| due <= until) {
                 permission.due = None;
-                together.push(*peer);
-            } else if permission.due.is_some_and(|due| due <= now) && self.retries.ask(now, *peer) {
-                permission.due = None;
-                requests.push(vec![*peer]);
+                if permission.alone {
+                    requests.push(Due { peers: vec![*peer], refused: permission.refused });
+                } else {
+                    together.push(*peer);
+                }
             }
         }
-        requests.extend(together.chunks(MAX_PEERS_PER_REQUEST).map(<[IpAddr]>::to_vec));
+        let together = together.chunks(MAX_PEERS_PER_REQUEST);
+        requests.extend(together.map(|peers| Due { peers: peers.to_vec(), refused: false }));
         requests
     }
 
@@ -117,9 +88,8 @@ impl Permissions {
     pub(crate) fn granted(&mut self, now: Instant, peers: &[IpAddr]) -> Vec<IpAddr> {
         let mut new = Vec::new();
         for peer in peers {
-            self.retries.done(peer);
             if let Some(permission) = self.all.get_mut(peer) {
-                permission.alone = false;
+                (permission.alone, permission.refused) = (false, false);
                 if permission.until.is_none_or(|until| until <= now) {
                     new.push(*peer);
                 }
@@ -149,12 +119,8 @@ impl Permissions {
         for peer in peers {
             if let Some(permission) = self.all.get_mut(peer) {
                 permission.alone |= is_refusal;
+                permission.refused = is_refusal && !again;
                 permission.due = Some(if again { now } else { now + RETRY_INTERVAL });
-            }
-            if again || !is_refusal {
-                self.retries.done(peer);
-            } else {
-                self.retries.refused(now, peer);
             }
         }
         if again { Vec::new() } else { peers.to_vec() }
@@ -171,8 +137,7 @@ impl Permissions {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let at = |it: &Permission| if it.alone { self.retries.at(it.due?) } else { it.due };
-        self.all.values().filter_map(at).min()
+        self.all.values().filter_map(|permission| permission.due).min()
     }
 }
 
@@ -185,18 +150,25 @@ mod tests {
         [192, 0, 2, last].into()
     }
 
+    /// What is asked for, and whether it was refused before.
+    fn due(permissions: &mut Permissions, now: Instant) -> Vec<(Vec<u8>, bool)> {
+        let last = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { ip.octets()[3] } else { 0 };
+        let due = permissions.take_due(now).into_iter();
+        due.map(|due| (due.peers.iter().map(last).collect(), due.refused)).collect()
+    }
+
     #[test]
     fn a_permission_is_asked_for_once_and_again_a_minute_before_its_end() {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         assert!(permissions.want(start, peer(1)) && permissions.want(start, peer(2)));
-        assert_eq!(permissions.take_due(start), [[peer(1), peer(2)]]);
+        assert_eq!(due(&mut permissions, start), [(vec![1, 2], false)]);
         assert!(permissions.take_due(start).is_empty(), "a request is under way");
         assert_eq!(permissions.granted(start, &[peer(1), peer(2)]), [peer(1), peer(2)]);
         assert!(permissions.is_granted(start, peer(1)));
-        let due = start + Duration::from_secs(240);
-        assert_eq!(permissions.poll_timeout(), Some(due));
-        assert_eq!(permissions.take_due(due), [[peer(1), peer(2)]]);
-        assert!(permissions.granted(due, &[peer(1)]).is_empty(), "it is not new");
+        let later = start + Duration::from_secs(240);
+        assert_eq!(permissions.poll_timeout(), Some(later));
+        assert_eq!(due(&mut permissions, later), [(vec![1, 2], false)]);
+        assert!(permissions.granted(later, &[peer(1)]).is_empty(), "it is not new");
         assert!(!permissions.is_granted(start + PERMISSION_LIFETIME, peer(2)));
         assert_eq!(permissions.all_granted(start + PERMISSION_LIFETIME), [peer(1)]);
     }
@@ -206,19 +178,34 @@ mod tests {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         (1..=3).for_each(|last| assert!(permissions.want(start, peer(last))));
         let asked = permissions.take_due(start);
-        assert!(permissions.failed(start, &asked[0], true, true).is_empty());
-        assert_eq!(permissions.take_due(start), [[peer(1)]]);
-        assert_eq!((permissions.poll_timeout(), permissions.take_due(start)), (None, vec![]));
+        assert!(permissions.failed(start, &asked[0].peers, true, true).is_empty());
+        assert_eq!(permissions.poll_timeout(), Some(start));
+        assert_eq!(due(&mut permissions, start), [(vec![1], false), (vec![2], false), (vec![3], false)]);
         assert_eq!(permissions.granted(start, &[peer(1)]), [peer(1)]);
-        assert_eq!(permissions.take_due(start), [[peer(2)]]);
         assert_eq!(permissions.failed(start, &[peer(2)], true, true), [peer(2)]);
-        assert_eq!(permissions.poll_timeout(), Some(start + REFUSED_INTERVAL));
-        assert!(permissions.take_due(start).is_empty(), "after a refusal there is a pause");
-        assert_eq!(permissions.take_due(start + REFUSED_INTERVAL), [[peer(3)]]);
-        permissions.granted(start + REFUSED_INTERVAL, &[peer(3)]);
-        assert_eq!(permissions.poll_timeout(), Some(start + RETRY_INTERVAL));
+        permissions.granted(start, &[peer(3)]);
+        let retry = start + RETRY_INTERVAL;
+        assert_eq!(permissions.poll_timeout(), Some(retry));
+        assert_eq!(due(&mut permissions, retry), [(vec![2], true)]);
+        assert_eq!(permissions.failed(retry, &[peer(2)], true, true), [peer(2)]);
         permissions.forbid(peer(2));
-        assert!(permissions.take_due(start + RETRY_INTERVAL).is_empty());
+        assert!(permissions.take_due(retry + RETRY_INTERVAL).is_empty());
+    }
+
+    #[test]
+    fn one_that_was_refused_and_is_wished_for_again_is_asked_for_at_once() {
+        let (start, mut permissions) = (any_instant(), Permissions::default());
+        permissions.want(start, peer(1));
+        assert_eq!(due(&mut permissions, start), [(vec![1], false)]);
+        permissions.want(start, peer(1));
+        assert!(permissions.take_due(start).is_empty(), "a request is under way");
+        permissions.failed(start, &[peer(1)], true, true);
+        assert!(permissions.take_due(start).is_empty());
+        permissions.want(start, peer(1));
+        assert_eq!(due(&mut permissions, start), [(vec![1], true)]);
+        permissions.granted(start, &[peer(1)]);
+        permissions.want(start, peer(1));
+        assert!(permissions.take_due(start).is_empty());
     }
 
     #[test]
@@ -226,19 +213,8 @@ mod tests {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         (1..=3).for_each(|last| assert!(permissions.want(start, peer(last))));
         let asked = permissions.take_due(start);
-        assert_eq!(permissions.failed(start, &asked[0], false, false), asked[0]);
+        assert_eq!(permissions.failed(start, &asked[0].peers, false, false), asked[0].peers);
         assert_eq!(permissions.take_due(start + RETRY_INTERVAL), asked);
-    }
-
-    #[test]
-    fn a_refused_one_that_is_forbidden_makes_room_for_the_next() {
-        let (start, mut permissions) = (any_instant(), Permissions::default());
-        (1..=2).for_each(|last| assert!(permissions.want(start, peer(last))));
-        let asked = permissions.take_due(start);
-        permissions.failed(start, &asked[0], true, true);
-        assert_eq!(permissions.take_due(start), [[peer(1)]]);
-        permissions.forbid(peer(1));
-        assert_eq!(permissions.take_due(start), [[peer(2)]]);
     }
 
     #[test]
@@ -249,7 +225,7 @@ mod tests {
         }
         assert!(!permissions.want(start, peer(1)));
         let requests = permissions.take_due(start);
-        assert_eq!(requests.iter().map(Vec::len).sum::<usize>(), MAX_PERMISSIONS);
-        assert!(requests.iter().all(|request| request.len() <= MAX_PEERS_PER_REQUEST));
+        assert_eq!(requests.iter().map(|due| due.peers.len()).sum::<usize>(), MAX_PERMISSIONS);
+        assert!(requests.iter().all(|due| due.peers.len() <= MAX_PEERS_PER_REQUEST));
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::server::{
     ALTERNATE_SERVER, CONNECTION_ID, LIFETIME, Sealing, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS,
 };
@@ -230,27 +232,69 @@ fn one_peer_that_may_not_be_permitted_costs_the_others_little() {
     assert_eq!(pair.client.core.permissions.all_granted(pair.now).len(), 16);
 }
 
-#[test]
-fn a_server_that_refuses_everything_hears_little() {
+/// A client that wishes for many permissions and channels of a server that says no to every request.
+fn with_many_wishes(fault: impl Fn() -> Fault) -> Pair {
     let mut pair = Pair::udp().allocated();
     for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
-        pair.server.fault(method, usize::MAX, Fault::Refuse(403));
+        pair.server.fault(method, usize::MAX, fault());
     }
     let peers: Vec<IpAddr> = (1..=64).map(ip).collect();
     pair.act(|core, now| core.permit(now, &peers)).unwrap();
-    for last in 100..116 {
+    for last in 100..164 {
         pair.act(|core, now| core.bind_channel(now, peer(last))).unwrap();
     }
-    pair.run(secs(1));
-    assert!(pair.server.log.len() <= 4 + 16 + 2, "{}", pair.server.log.len());
-    pair.forget();
-    pair.run(secs(500));
-    assert!(busiest(&pair, secs(10)) <= 9, "{}", busiest(&pair, secs(10)));
-    // As soon as it does not, all are there.
+    pair
+}
+
+#[test]
+fn a_server_that_refuses_everything_hears_a_handful_in_ten_seconds() {
+    for fault in [|| Fault::Refuse(403), || Fault::Challenge(438), || Fault::ChallengeAgain(438)] {
+        let mut pair = with_many_wishes(fault);
+        pair.run(secs(500));
+        assert!(busiest(&pair, secs(10)) <= 7, "{}", busiest(&pair, secs(10)));
+        let (first, later) = (pair.asked(Method::CHANNEL_BIND).len(), pair.server.log.len());
+        assert!(first > 20 && later < 500, "{first} {later}");
+    }
+}
+
+#[test]
+fn each_of_many_wishes_is_answered_within_a_minute_and_all_come_true_once_the_server_lets_them() {
+    let mut pair = with_many_wishes(|| Fault::Refuse(403));
+    pair.run(secs(60));
+    let mut failed: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut channels = BTreeSet::new();
+    for (_, output) in &pair.told {
+        match output {
+            Output::PermissionsFailed { peers, .. } => failed.extend(peers),
+            Output::ChannelFailed { peer, .. } => {
+                channels.insert(*peer);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((failed.len(), channels.len()), (64, 64));
     pair.server.mend();
-    pair.run(secs(40));
-    assert_eq!(pair.client.core.permissions.all_granted(pair.now).len(), 80);
-    assert_eq!(pair.client.core.channels.all_bound(pair.now).len(), 16);
+    pair.run(secs(70));
+    assert_eq!(pair.client.core.permissions.all_granted(pair.now).len(), 128);
+    assert_eq!(pair.client.core.channels.all_bound(pair.now).len(), 64);
+}
+
+#[test]
+fn many_wishes_are_granted_at_once_by_a_server_that_grants_and_wait_for_no_refused_one() {
+    let mut pair = Pair::udp().allocated();
+    (1..=3).for_each(|last| assert!(pair.server.forbidden.insert(ip(last))));
+    for last in 1..=100 {
+        pair.act(|core, now| core.bind_channel(now, peer(last))).unwrap();
+    }
+    pair.run(secs(3));
+    assert_eq!(pair.client.core.channels.all_bound(pair.now).len(), 97);
+    // The refused ones are asked for again, and when they are wished for again.
+    pair.forget();
+    pair.act(|core, now| core.bind_channel(now, peer(2))).unwrap();
+    pair.run(secs(1));
+    assert_eq!(pair.asked(Method::CHANNEL_BIND).len(), 1);
+    pair.run(secs(29));
+    assert_eq!(pair.asked(Method::CHANNEL_BIND).len(), 3);
 }
 
 #[test]

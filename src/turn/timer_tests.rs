@@ -177,7 +177,7 @@ fn requests_for_what_is_forbidden_meanwhile_do_not_pile_up() {
         count.set(count.get() + 1);
         false
     });
-    assert!(count.get() <= super::super::super::transactions::MAX_IN_FLIGHT, "{}", count.get());
+    assert!(count.get() <= super::super::super::pace::MAX_IN_FLIGHT, "{}", count.get());
 }
 
 #[test]

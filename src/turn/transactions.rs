@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::connections::Key;
 use super::error::TurnError;
+use super::pace::Pace;
 use crate::stun::{self, Attribute, Class, Family, Method, Relayed, Seal, TransactionId};
 
 /// The first retransmission over UDP, doubled for each further one (RFC 8489 §6.2.1).
@@ -23,11 +24,8 @@ const LAST_WAIT: u32 = 16;
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(39_500);
 /// A server says 447 only after 30 s of a silent peer.
 pub(crate) const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
-/// CreatePermission and ChannelBind under way at a time; further ones wait. Refresh and Connect do not wait for
-/// them: of the one there is one at a time, the other has a limit of its own.
-pub(crate) const MAX_IN_FLIGHT: usize = 32;
 /// Answers to one request that want it to be sealed anew, 438 above all.
-const MAX_CHALLENGES: u8 = 4;
+const MAX_CHALLENGES: u8 = 3;
 
 /// Where transaction ids come from: random ones, or in tests a sequence.
 pub(crate) struct Ids(Box<dyn FnMut() -> TransactionId + Send>);
@@ -115,7 +113,8 @@ impl Request {
         }
     }
 
-    /// There may be many of these at once.
+    /// There may be many of these at once. Refresh and Connect do not wait for them: of the one there is one at a
+    /// time, the other has a limit of its own.
     fn is_bulk(&self) -> bool {
         matches!(self, Self::CreatePermission { .. } | Self::ChannelBind { .. })
     }
@@ -145,7 +144,11 @@ pub(crate) struct Pending {
     pub(crate) bare: Option<bool>,
     /// Other credentials were asked for.
     pub(crate) asked: bool,
+    /// The same was refused before: others go first.
+    last: bool,
     challenges: u8,
+    /// The last of them.
+    challenged_with: u16,
     bytes: Vec<u8>,
     tries: u32,
     /// When to repeat it or give it up.
@@ -164,7 +167,9 @@ impl Pending {
             refused_once: false,
             bare: None,
             asked: false,
+            last: false,
             challenges: 0,
+            challenged_with: 0,
             bytes: Vec::new(),
             tries: 0,
             next: now,
@@ -177,20 +182,24 @@ impl Pending {
     /// It is one too many.
     pub(crate) fn count_challenge(&mut self, code: u16) -> Result<(), TurnError> {
         self.challenges += 1;
-        if self.challenges <= MAX_CHALLENGES {
-            return Ok(());
-        }
-        let why = format!("{code} {} times in a row", self.challenges);
-        Err(TurnError::BadAnswer { request: self.request.name(), why })
+        self.challenged_with = code;
+        if self.challenges <= MAX_CHALLENGES { Ok(()) } else { Err(self.too_often()) }
     }
 
-    /// Why it is given up for want of an answer.
-    pub(crate) fn no_answer(&self, now: Instant) -> TurnError {
+    fn too_often(&self) -> TurnError {
+        let why = format!("{} {} times in a row", self.challenged_with, self.challenges);
+        TurnError::BadAnswer { request: self.request.name(), why }
+    }
+
+    /// Why it is given up for want of an answer, or of a turn.
+    pub(crate) fn given_up(&self, now: Instant) -> TurnError {
         let after = now.saturating_duration_since(self.began);
-        TurnError::NoAnswer {
-            request: self.request.name(),
-            after: Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
-            unbelieved: self.unbelieved,
+        let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let request = self.request.name();
+        match (self.tries, self.challenges) {
+            (1.., _) => TurnError::NoAnswer { request, after, unbelieved: self.unbelieved },
+            (0, 1..) => self.too_often(),
+            (0, 0) => TurnError::NotSent { request, after },
         }
     }
 }
@@ -213,11 +222,20 @@ pub(crate) struct Transactions {
     in_flight: Vec<Pending>,
     /// Bounded by what there is to ask for: permissions, channels and connections have limits of their own.
     waiting: VecDeque<Pending>,
+    pace: Pace,
+    /// When the server last granted one of many.
+    last_granted: Option<Instant>,
 }
 
 impl Transactions {
     pub(crate) fn new(reliable: bool) -> Self {
-        Self { reliable, in_flight: Vec::new(), waiting: VecDeque::new() }
+        Self {
+            reliable,
+            in_flight: Vec::new(),
+            waiting: VecDeque::new(),
+            pace: Pace::default(),
+            last_granted: None,
+        }
     }
 
     /// A new request, to be sent by [`poll_send`](Self::poll_send).
@@ -225,9 +243,41 @@ impl Transactions {
         self.waiting.push_back(Pending::new(request, now));
     }
 
-    /// A request that was challenged, before all others.
+    /// A request for what was refused before, to be sent after all others.
+    pub(crate) fn ask_last(&mut self, now: Instant, request: Request) {
+        self.waiting.push_back(Pending { last: true, ..Pending::new(request, now) });
+    }
+
+    /// The same request once more, before all others.
     pub(crate) fn ask_again(&mut self, pending: Pending) {
-        self.waiting.push_front(pending);
+        self.waiting.push_front(Pending { tries: 0, ..pending });
+    }
+
+    /// The same, for the server wants it to be sealed anew.
+    pub(crate) fn challenged(&mut self, now: Instant, pending: Pending) {
+        if pending.request.is_bulk() {
+            self.pace.challenged(now, pending.challenges + u8::from(pending.refused_once) <= 1);
+        }
+        self.ask_again(pending);
+    }
+
+    /// The server granted a request.
+    pub(crate) fn granted(&mut self, now: Instant, request: &Request) {
+        if request.is_bulk() {
+            self.pace.granted();
+            self.last_granted = Some(now);
+        }
+    }
+
+    /// The server refused a request.
+    pub(crate) fn refused(&mut self, now: Instant, request: &Request) {
+        if request.is_bulk() {
+            self.pace.refused(now);
+        }
+    }
+
+    fn bulk_in_flight(&self) -> usize {
+        self.in_flight.iter().filter(|pending| pending.request.is_bulk()).count()
     }
 
     /// The next request that may go out now, with its bytes.
@@ -240,8 +290,10 @@ impl Transactions {
         ids: &mut Ids,
         seal: Option<&Arc<Seal>>,
     ) -> Option<Result<Vec<u8>, (Pending, TurnError)>> {
-        let bulk = self.in_flight.iter().filter(|pending| pending.request.is_bulk()).count();
-        let next = self.waiting.iter().position(|it| bulk < MAX_IN_FLIGHT || !it.request.is_bulk())?;
+        let has_room = self.pace.has_room(now, self.bulk_in_flight());
+        let may_go = |it: &Pending| has_room || !it.request.is_bulk();
+        let first = self.waiting.iter().position(|it| !it.last && may_go(it));
+        let next = first.or_else(|| self.waiting.iter().position(may_go))?;
         let mut pending = self.waiting.remove(next)?;
         pending.id = ids.next();
         pending.seal = seal.filter(|_| pending.bare != Some(true)).cloned();
@@ -296,12 +348,24 @@ impl Transactions {
         self.in_flight.iter().any(|pending| pending.began > since && pending.tries > MAX_TRIES / 2)
     }
 
-    /// When something is to be repeated or given up.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.in_flight.iter().map(|pending| pending.next).min()
+    /// When what waits may be sent, if no answer comes before.
+    pub(crate) fn poll_room(&self) -> Option<Instant> {
+        let waits = self.waiting.iter().any(|pending| pending.request.is_bulk());
+        waits.then(|| self.pace.room_at(self.bulk_in_flight())).flatten()
     }
 
-    /// What is to be sent again; what is given up goes to `given_up`.
+    /// When this one has waited for its turn for too long.
+    fn late_at(&self, pending: &Pending) -> Instant {
+        self.last_granted.map_or(pending.began, |at| at.max(pending.began)) + ANSWER_TIMEOUT
+    }
+
+    /// When something is to be repeated or given up.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let late = self.waiting.iter().filter(|it| it.request.is_bulk()).map(|it| self.late_at(it));
+        self.in_flight.iter().map(|pending| pending.next).chain(late).min()
+    }
+
+    /// What is to be sent again; what is given up, or has waited for too long, goes to `given_up`.
     pub(crate) fn handle_timeout(&mut self, now: Instant, given_up: &mut Vec<Pending>) -> Vec<Vec<u8>> {
         let mut again = Vec::new();
         let mut index = 0;
@@ -320,6 +384,11 @@ impl Transactions {
                 index += 1;
             }
         }
+        while let Some(late) =
+            self.waiting.iter().position(|it| it.request.is_bulk() && self.late_at(it) <= now)
+        {
+            given_up.extend(self.waiting.remove(late));
+        }
         again
     }
 }
@@ -328,6 +397,7 @@ impl Transactions {
 mod tests {
     use super::*;
     use crate::flow::tests::any_instant;
+    use crate::turn::pace::MAX_IN_FLIGHT;
 
     const REFRESH: Request = Request::Refresh { lifetime: 600 };
 
@@ -355,7 +425,7 @@ mod tests {
             }
         }
         assert_eq!(sent, [0, 500, 1500, 3500, 7500, 15_500, 31_500]);
-        let error = given_up[0].no_answer(start + ANSWER_TIMEOUT);
+        let error = given_up[0].given_up(start + ANSWER_TIMEOUT);
         assert_eq!(error.to_string(), "Refresh: no answer within 39.5s");
     }
 
@@ -371,6 +441,20 @@ mod tests {
         assert!(transactions.handle_timeout(start + ANSWER_TIMEOUT, &mut given_up).is_empty());
         assert_eq!(given_up.len(), 1);
         assert_eq!(transactions.poll_timeout(), Some(start + CONNECT_ANSWER_TIMEOUT));
+    }
+
+    #[test]
+    fn what_was_refused_before_goes_last() {
+        let (start, mut ids) = (any_instant(), ids());
+        let mut transactions = Transactions::new(false);
+        let bind = |port| Request::ChannelBind { channel: port, peer: ([192, 0, 2, 1], port).into() };
+        transactions.ask_last(start, bind(1));
+        transactions.ask(start, bind(2));
+        let mut sent = || {
+            transactions.poll_send(start, &mut ids, None).unwrap().unwrap();
+            transactions.in_flight.last().unwrap().request.clone()
+        };
+        assert_eq!((sent(), sent()), (bind(2), bind(1)));
     }
 
     #[test]

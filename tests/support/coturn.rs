@@ -132,6 +132,8 @@ impl CoturnBuilder {
         // What is asked for last wins; TLS is off unless a certificate is given.
         if self.args.iter().any(|arg| arg.starts_with("--cert")) {
             args.retain(|arg| !matches!(arg.as_str(), "--no-tls" | "--no-dtls"));
+            // Else it would be one for all servers; coturn tells TLS from TCP by the first bytes.
+            args.push(format!("--tls-listening-port={}", ports.listening.port()));
         }
         args.extend(self.args);
         args
@@ -175,9 +177,12 @@ impl Coturn {
         self.addr
     }
 
-    /// Its URI (RFC 7065), for `transport` "udp" or "tcp".
+    /// Its URI (RFC 7065), for `transport` "udp", "tcp" or "tls".
     pub fn uri(&self, transport: &str) -> String {
-        format!("turn:{}?transport={transport}", self.addr)
+        match transport {
+            "tls" => format!("turns:{}", self.addr),
+            transport => format!("turn:{}?transport={transport}", self.addr),
+        }
     }
 
     /// Where its relayed addresses are.

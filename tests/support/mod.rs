@@ -29,6 +29,7 @@ pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod relay_side;
+pub mod tls;
 pub mod turn;
 #[cfg(all(unix, feature = "cli"))]
 pub mod turn_process;

@@ -102,6 +102,7 @@ impl Drop for Relay {
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_actix-relay"));
     command.env_remove("RUST_LOG").env_remove("ACTIX_RELAY_TURN_PASSWORD");
+    command.env_remove("ACTIX_RELAY_PASSWORD");
     command
 }
 

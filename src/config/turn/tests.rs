@@ -131,6 +131,19 @@ fn a_table_is_read_flat_and_written_without_the_password() {
 }
 
 #[test]
+fn a_server_with_tls_may_be_believed_by_other_means_than_the_system_s() {
+    let text = r#"{ "name": "a", "server": "turns:example.org", "tls": { "ca": "ca.pem" } }"#;
+    let config: TurnConfig = serde_json::from_str(text).unwrap();
+    assert_eq!(config.server.tls.ca, Some("ca.pem".into()));
+    assert_eq!(config.validate(), Ok(()));
+    let written = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<TurnConfig>(&written).unwrap(), config);
+    let plain: TurnConfig = serde_json::from_str(&text.replace("turns:", "turn:")).unwrap();
+    let error = plain.validate().unwrap_err().to_string();
+    assert!(error.contains("server speaks TLS only where its URI begins with turns:"), "{error}");
+}
+
+#[test]
 fn a_table_with_a_mistake_is_refused() {
     for (rest, expected) in [
         (r#""user": "alice""#, "password is missing"),

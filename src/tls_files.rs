@@ -1,0 +1,178 @@
+//! Certificates and keys: read from PEM files, read again when those change, or made here.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+
+use crate::config::{CertificateFiles, ServerCertificate};
+use crate::tls::{TlsError, provider};
+
+/// A certificate chain and its key are far shorter; a device or a log given by mistake is not read to its end.
+const MAX_FILE_LEN: u64 = 1 << 20;
+
+/// Reads a certificate with its key, or makes one.
+///
+/// # Errors
+/// Which file, and what is wrong with it: it cannot be read, holds no certificate or key, or the two are not a pair.
+pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKey, TlsError> {
+    match certificate {
+        ServerCertificate::Files(files) => from_files(files),
+        ServerCertificate::SelfSigned => self_signed(),
+    }
+}
+
+pub(crate) fn from_files(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(&files.cert)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| match error {
+        pem::Error::NoItemsFound => wrong(&files.key, "no private key in it (PEM, not encrypted)"),
+        error => wrong(&files.key, &error.to_string()),
+    })?;
+    let pair = CertifiedKey::from_der(chain, key, &provider());
+    pair.map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let cert = files.cert.display();
+            wrong(&files.key, &format!("this is not the key of the certificate in {cert}"))
+        }
+        error @ rustls::Error::InvalidCertificate(_) => wrong(&files.cert, &error.to_string()),
+        error => wrong(&files.key, &error.to_string()),
+    })
+}
+
+/// A key that nobody else has, and a certificate for no name in particular: only a pin makes it believed.
+fn self_signed() -> Result<CertifiedKey, TlsError> {
+    let bad = |why: String| TlsError::SelfSigned { why };
+    let made = rcgen::generate_simple_self_signed(["actix-relay.invalid".to_owned()]);
+    let made = made.map_err(|error| bad(error.to_string()))?;
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let pair = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &provider());
+    pair.map_err(|error| bad(error.to_string()))
+}
+
+/// The authorities in a file.
+pub(crate) fn authorities(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| wrong(path, &error.to_string()))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// The system's authorities, read once; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+pub(crate) fn system_authorities() -> Result<Arc<RootCertStore>, TlsError> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "reading the system's certificate authorities");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        Arc::new(roots)
+    });
+    if roots.is_empty() { Err(TlsError::NoAuthorities) } else { Ok(roots.clone()) }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.map_err(|error| wrong(path, &error.to_string()))?;
+    if found.is_empty() {
+        return Err(wrong(path, "no certificate in it (PEM)"));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read { path: path.to_owned(), source };
+    let mut text = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    if file.take(MAX_FILE_LEN + 1).read_to_end(&mut text).map_err(failed)? as u64 > MAX_FILE_LEN {
+        return Err(wrong(path, "longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn wrong(path: &Path, why: &str) -> TlsError {
+    TlsError::File { path: path.to_owned(), why: why.to_owned() }
+}
+
+/// By what a change of two files is noticed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp([Option<FileStamp>; 2]);
+
+/// Length, and when it was last written; a file put in another's place has another number, too.
+type FileStamp = (u64, SystemTime, u64);
+
+impl Stamp {
+    pub(crate) fn of(files: &CertificateFiles) -> Self {
+        Self([&files.cert, &files.key].map(|path| {
+            let meta = fs::metadata(path).ok()?;
+            #[cfg(unix)]
+            let number = std::os::unix::fs::MetadataExt::ino(&meta);
+            #[cfg(not(unix))]
+            let number = 0;
+            Some((meta.len(), meta.modified().ok()?, number))
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn pair(dir: &Path, name: &str) -> CertificateFiles {
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+        let file = |kind: &str| dir.join(format!("{name}.{kind}"));
+        fs::write(file("cert"), made.cert.pem()).unwrap();
+        fs::write(file("key"), made.signing_key.serialize_pem()).unwrap();
+        CertificateFiles { cert: file("cert"), key: file("key") }
+    }
+
+    #[test]
+    fn a_pair_is_read_and_what_is_none_is_named_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (pair(dir.path(), "a"), pair(dir.path(), "b"));
+        from_files(&a).unwrap();
+        let mixed = |cert: &PathBuf, key: &PathBuf| {
+            from_files(&CertificateFiles { cert: cert.clone(), key: key.clone() }).unwrap_err().to_string()
+        };
+        for (error, expected) in [
+            (mixed(&a.cert, &b.key), "b.key: this is not the key of the certificate in"),
+            (mixed(&a.key, &a.key), "a.key: no certificate in it (PEM)"),
+            (mixed(&a.cert, &a.cert), "a.cert: no private key in it (PEM, not encrypted)"),
+            (mixed(&a.cert, &dir.path().join("none")), "none: No such file or directory"),
+            (mixed(&a.cert, &"/dev/null".into()), "/dev/null: no private key in it"),
+            (mixed(&"/dev/zero".into(), &a.key), "/dev/zero: longer than 1 MiB"),
+        ] {
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(authorities(&a.cert).is_ok() && authorities(&a.key).is_err());
+    }
+
+    #[test]
+    fn a_change_of_either_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = pair(dir.path(), "a");
+        let before = Stamp::of(&files);
+        assert_eq!(Stamp::of(&files), before);
+        let other = pair(dir.path(), "b");
+        fs::rename(&other.key, &files.key).unwrap();
+        assert_ne!(Stamp::of(&files), before);
+        fs::remove_file(&files.cert).unwrap();
+        assert_ne!(Stamp::of(&files), before);
+    }
+
+    #[test]
+    fn a_certificate_is_made_with_a_key_of_its_own() {
+        let (a, b) = (self_signed().unwrap(), self_signed().unwrap());
+        assert_ne!(a.cert, b.cert);
+    }
+}

@@ -1,0 +1,114 @@
+//! The built command: a relay and two that join it, as processes.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use support::process::{
+    ANY, Relay, addr, application, assert_carried, assert_one_error, carried_again, echo,
+};
+use support::process::{file, free_port, program};
+
+const PASSWORD: &str = "hunter2-of-alice";
+/// Nothing gets too old on a busy machine.
+const PATIENT: &str = "--max-queue-delay 30s";
+
+fn relay(at: SocketAddr) -> Relay {
+    let relay = Relay::start(&format!(
+        "relay --tcp {at} --realm example.org --user alice:{PASSWORD} {PATIENT} --json"
+    ));
+    relay.event("relay_started");
+    relay
+}
+
+fn join(relay: SocketAddr, side: &str, udp: &str) -> Relay {
+    let who = format!("--user alice --pair vpn --side {side}");
+    let args = format!("join --relay {relay} {who} {udp} {PATIENT} --json");
+    Relay::of(
+        program()
+            .env("ACTIX_RELAY_PASSWORD", PASSWORD)
+            .args(args.split_whitespace())
+            .stdout(std::process::Stdio::piped()),
+    )
+}
+
+#[test]
+fn two_that_only_call_out_are_joined_and_again_when_the_relay_was_killed() {
+    let at = free_port();
+    let first = relay(at);
+    let near = join(at, "near", &format!("--udp {ANY}"));
+    let entry = addr(&near.event("session_started")["local_udp"]);
+    assert_eq!(addr(&near.event("relay_joined")["relay"]), at);
+    let far = join(at, "far", &format!("--udp-forward {}", echo()));
+    assert_eq!(near.event("relay_peer_present")["side"], "far");
+    let app = application();
+    for len in [0, 1, 1200, 9000] {
+        assert_carried(&app, entry, &vec![7; len]);
+    }
+    drop(first);
+    let lost = near.event("peer_disconnected");
+    assert!(["closed", "broken"].contains(&lost["cause"].as_str().unwrap()), "{lost}");
+    let restarted = relay(at);
+    let began = Instant::now();
+    carried_again(&app, entry);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    // Killed without a word; its successor takes the place.
+    drop(far);
+    near.event("relay_peer_gone");
+    let far = join(at, "far", &format!("--udp-forward {}", echo()));
+    carried_again(&app, entry);
+    restarted.signal("TERM");
+    let lost = near.event("peer_disconnected");
+    assert_eq!(lost["cause"], "restarting", "{lost}");
+    assert!((0.2..=5.1).contains(&lost["retry_in"].as_f64().unwrap()), "{lost}");
+    for process in [near, far] {
+        process.signal("TERM");
+        let ended = process.end();
+        assert_eq!(ended.code, Some(0));
+        assert!(!ended.printed.contains("hunter2"), "{}", ended.printed);
+    }
+}
+
+#[test]
+fn a_file_describes_the_same() {
+    let at = free_port();
+    let relay = relay(at);
+    let password = file(PASSWORD);
+    let remote = |side: &str| {
+        format!(
+            "remote = {{ relay = \"{at}\", user = \"alice\", password_file = \"{}\", pair = \"vpn\", side = \"{side}\" }}",
+            password.path().display()
+        )
+    };
+    let text = format!(
+        "[[session]]\nname = \"near\"\n{}\nlocal_udp = \"{ANY}\"\nmax_queue_delay = \"30s\"\n\
+         [[session]]\nname = \"far\"\n{}\nudp_forward = \"{}\"\nmax_queue_delay = \"30s\"\n",
+        remote("near"),
+        remote("far"),
+        echo()
+    );
+    let sessions = file(&text);
+    let process = Relay::start(&format!("run {} --json", sessions.path().display()));
+    let entry = addr(&process.event("session_started")["local_udp"]);
+    process.event("relay_peer_present");
+    carried_again(&application(), entry);
+    process.signal("TERM");
+    assert_eq!(process.end().code, Some(0));
+    drop(relay);
+}
+
+#[test]
+fn what_is_wrong_is_said_in_a_line() {
+    let good = "join --relay 127.0.0.1:1 --user alice:hunter2 --pair p --side a";
+    assert_one_error(good, 2, &["--udp-forward"]);
+    assert_one_error(&format!("{good} --udp {ANY} --tls-ca nowhere.pem"), 2, &["go with --tls"]);
+    assert_one_error(&format!("{good} --udp {ANY} --tls --tls-ca nowhere.pem"), 1, &["nowhere.pem"]);
+    assert_one_error(
+        "join --relay 127.0.0.1:1 --user alice --pair p --side a --udp 127.0.0.1:0",
+        2,
+        &["ACTIX_RELAY_PASSWORD"],
+    );
+}
