@@ -1,20 +1,18 @@
 //! Many sides that join at once.
 
-use std::net::SocketAddr;
-
 use crate::Outcome;
-use crate::side::Side;
+use crate::side::{Gate, Side};
 
 /// Connections under way at once of one crowd.
 const GROUP: usize = 32;
 
 /// Joins `count` sides: of pairs of their own, or two of each pair. `number` tells crowds apart.
-pub(crate) fn join(relay: SocketAddr, number: u64, count: usize, per_pair: usize) -> Outcome<Vec<Side>> {
+pub(crate) fn join(gate: &Gate, number: u64, count: usize, per_pair: usize) -> Outcome<Vec<Side>> {
     let mut sides: Vec<Side> = Vec::with_capacity(count);
     while sides.len() < count {
         let first = sides.len();
         for _ in first..count.min(first + GROUP) {
-            let mut side = Side::connect(relay)?;
+            let mut side = gate.connect()?;
             side.ask()?;
             sides.push(side);
         }

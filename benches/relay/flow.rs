@@ -33,16 +33,18 @@ const MAX_CPU_RATIO: f64 = 1.2;
 /// How many pairs at once, each in one direction, and how much each may have under way.
 struct Case {
     name: &'static str,
+    kind: Kind,
     pairs: usize,
     /// Datagrams; `None` is as much as TCP takes.
     window: Option<u64>,
     has_aims: bool,
 }
 
-const CASES: [Case; 3] = [
-    Case { name: "1 pair", pairs: 1, window: None, has_aims: true },
-    Case { name: "1 pair, 1 MB under way", pairs: 1, window: Some(832), has_aims: false },
-    Case { name: "8 pairs", pairs: 8, window: None, has_aims: false },
+const CASES: [Case; 4] = [
+    Case { name: "1 pair", kind: Kind::Relay, pairs: 1, window: None, has_aims: true },
+    Case { name: "1 pair, 1 MB under way", kind: Kind::Relay, pairs: 1, window: Some(832), has_aims: false },
+    Case { name: "8 pairs", kind: Kind::Relay, pairs: 8, window: None, has_aims: false },
+    Case { name: "1 pair, TLS", kind: Kind::RelayTls, pairs: 1, window: None, has_aims: false },
 ];
 
 struct Round {
@@ -70,12 +72,12 @@ pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
         }
     }
     let note = format!(
-        "{SIZE}-byte datagrams one way, {BATCH} per write; what arrives counts. CPU is the hop's process's; medians \
+        "{SIZE}-byte datagrams one way, {BATCH} per write; what arrives counts. The proxy has no TLS. CPU is the hop's process's; medians \
          of {} × {:?}, ratios of pairs of rounds.",
         plan.flow_rounds, plan.flow_round,
     );
     let head = [
-        "plain",
+        "flow",
         "relay (Gbit/s)",
         "proxy (Gbit/s)",
         "rate ratio",
@@ -90,7 +92,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
 
 /// Pairs of rounds, ours and the proxy's, taken in turn.
 fn measure(plan: &Plan, case: &Case) -> Outcome<Vec<(Round, Round)>> {
-    let mut ours = Lane::start(Kind::Relay, case)?;
+    let mut ours = Lane::start(case.kind, case)?;
     let mut proxy = Lane::start(Kind::Proxy, case)?;
     (0..plan.flow_rounds).map(|_| Ok((ours.round(plan.flow_round)?, proxy.round(plan.flow_round)?))).collect()
 }

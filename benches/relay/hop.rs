@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use crate::Outcome;
 use crate::child::Child;
+use crate::proc::Memory;
 use crate::proxy::Proxy;
-use crate::side::Side;
+use crate::side::{Gate, Side};
+use crate::tls::Certificate;
 use crate::tunnel::LOOPBACK;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Ours.
     Relay,
+    /// Ours, with TLS on both sides.
+    RelayTls,
     /// The baseline.
     Proxy,
     /// No hop at all.
@@ -24,6 +28,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Relay => "relay",
+            Self::RelayTls => "relay, TLS",
             Self::Proxy => "proxy",
             Self::Direct => "direct",
         })
@@ -36,12 +41,13 @@ pub(crate) struct Hop {
     /// Where the far side of a proxy, or of nothing, is called.
     listener: TcpListener,
     /// Where the near side calls.
-    near: SocketAddr,
+    near: Gate,
     /// Where the far side calls, of a relay.
-    far: Option<SocketAddr>,
+    far: Option<Gate>,
     /// On the way to the far side.
     _slow: Option<Proxy>,
     pairs: u64,
+    _certificate: Option<Certificate>,
 }
 
 impl Hop {
@@ -64,36 +70,40 @@ impl Hop {
     ) -> Outcome<Self> {
         let listener = TcpListener::bind(LOOPBACK)?;
         let target = listener.local_addr()?;
+        let certificate = if kind == Kind::RelayTls { Some(Certificate::issue()?) } else { None };
+        let tls = certificate.as_ref().map(Certificate::believer);
+        let plain = |addr| Gate { addr, tls: None };
         let (child, near, far, slow);
         match kind {
-            Kind::Relay => {
-                let relay = Child::start("relay", &[])?;
-                near = relay.addr();
-                let (addr, on_the_way) = path(near)?;
-                (child, far, slow) = (Some(relay), Some(addr), on_the_way);
+            Kind::Relay | Kind::RelayTls => {
+                let files = certificate.as_ref().map_or(Vec::new(), |files| files.files().to_vec());
+                let relay = Child::start("relay", &files)?;
+                near = Gate { addr: relay.addr(), tls: tls.clone() };
+                let (addr, on_the_way) = path(near.addr)?;
+                (child, far, slow) = (Some(relay), Some(Gate { addr, tls }), on_the_way);
             }
             Kind::Proxy => {
                 let (addr, on_the_way) = path(target)?;
                 let proxy = Child::start("proxy", &[addr.to_string()])?;
-                near = proxy.addr();
+                near = plain(proxy.addr());
                 (child, far, slow) = (Some(proxy), None, on_the_way);
             }
             Kind::Direct => {
                 let (addr, on_the_way) = path(target)?;
-                (child, near, far, slow) = (None, addr, None, on_the_way);
+                (child, near, far, slow) = (None, plain(addr), None, on_the_way);
             }
         }
-        Ok(Self { child, listener, near, far, _slow: slow, pairs: 0 })
+        Ok(Self { child, listener, near, far, _slow: slow, pairs: 0, _certificate: certificate })
     }
 
     /// The two sides of one more pair, ready for datagrams.
     pub(crate) fn pair(&mut self) -> Outcome<(Side, Side)> {
         self.pairs += 1;
-        let mut near = Side::connect(self.near)?;
-        let Some(far) = self.far else {
-            return Ok((near, Side::over(self.listener.accept()?.0)?));
+        let mut near = self.near.connect()?;
+        let Some(far) = &self.far else {
+            return Ok((near, Side::over(self.listener.accept()?.0, None)?));
         };
-        let mut far = Side::connect(far)?;
+        let mut far = far.connect()?;
         let pair = self.pairs.to_be_bytes();
         for (side, name) in [(&mut near, "near"), (&mut far, "far")] {
             side.ask()?;
@@ -103,6 +113,15 @@ impl Hop {
         near.wait_for_peer()?;
         far.wait_for_peer()?;
         Ok((near, far))
+    }
+
+    /// Where sides of their own are made.
+    pub(crate) fn gate(&self) -> Gate {
+        self.near.clone()
+    }
+
+    pub(crate) fn memory(&self) -> Outcome<Memory> {
+        self.child.as_ref().map_or(Ok(Memory::default()), Child::memory)
     }
 
     /// Whether sides must give signs of life.

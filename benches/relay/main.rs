@@ -23,6 +23,7 @@ mod role;
 mod rtt;
 mod side;
 mod stun;
+mod tls;
 
 #[path = "../tunnel/child.rs"]
 mod child;

@@ -5,25 +5,50 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::child::Child;
+use crate::hop::{Hop, Kind};
 use crate::report::{Aim, Target, print_table};
 use crate::{Outcome, Plan, crowd};
 
 /// For allocators and timers to come to rest.
 const REST: Duration = Duration::from_secs(1);
 
-const MAX_KIB: f64 = 6.0;
+/// With what each may cost at most, KiB.
+const CASES: [(Kind, f64); 2] = [(Kind::Relay, 6.0), (Kind::RelayTls, 30.0)];
 
 /// Descriptors that are not of sides.
 const OTHER_DESCRIPTORS: u64 = 200;
 
 pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
-    eprintln!("memory: {} waiting sides", plan.waiting);
     allow_descriptors(plan.waiting as u64 + OTHER_DESCRIPTORS)?;
-    let mut relay = Child::start("relay", &[])?;
+    let mut rows = Vec::new();
+    let mut aims = Vec::new();
+    for (kind, max) in CASES {
+        eprintln!("memory: {kind}, {} waiting sides", plan.waiting);
+        let (before, after) = measure(kind, plan.waiting)?;
+        let each = after.saturating_sub(before) as f64 / plan.waiting as f64;
+        rows.push(vec![
+            kind.to_string(),
+            plan.waiting.to_string(),
+            format!("{:.1}", before as f64 / 1024.0),
+            format!("{:.1}", after as f64 / 1024.0),
+            format!("{each:.1}"),
+        ]);
+        let what = format!("memory per waiting side of a {kind}, KiB");
+        aims.push(Aim { what, measured: each, target: Target::AtMost(max) });
+    }
+    let note =
+        "RSS of the relay process, before and after the sides joined; each waits for a peer of its own.";
+    let head = ["relay", "waiting sides", "before (MiB)", "after (MiB)", "per side (KiB)"];
+    print_table("Memory per waiting side", note, &head, &rows);
+    Ok(aims)
+}
+
+/// Resident memory in KiB, without them and with them.
+fn measure(kind: Kind, waiting: usize) -> Outcome<(u64, u64)> {
+    let mut relay = Hop::start(kind)?;
     thread::sleep(REST);
     let before = relay.memory()?.now;
-    let mut sides = crowd::join(relay.addr(), 0, plan.waiting, 1)?;
+    let mut sides = crowd::join(&relay.gate(), 0, waiting, 1)?;
     thread::sleep(REST);
     relay.check()?;
     let after = relay.memory()?.now;
@@ -32,23 +57,10 @@ pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
         closed += usize::from(!side.is_open()?);
     }
     if closed > 0 {
-        return Err(format!("{closed} of {} waiting sides were disconnected", plan.waiting).into());
+        Err(format!("{closed} of {waiting} waiting sides were disconnected").into())
+    } else {
+        Ok((before, after))
     }
-
-    let each = after.saturating_sub(before) as f64 / plan.waiting as f64;
-    let row = vec![
-        "plain".into(),
-        plan.waiting.to_string(),
-        format!("{:.1}", before as f64 / 1024.0),
-        format!("{:.1}", after as f64 / 1024.0),
-        format!("{each:.1}"),
-    ];
-    let note =
-        "RSS of the relay process, before and after the sides joined; each waits for a peer of its own.";
-    let head = ["relay", "waiting sides", "before (MiB)", "after (MiB)", "per side (KiB)"];
-    print_table("Memory per waiting side", note, &head, &[row]);
-    let what = "memory per waiting side, plain, KiB".into();
-    Ok(vec![Aim { what, measured: each, target: Target::AtMost(MAX_KIB) }])
 }
 
 /// Raises the limit of descriptors of this process and the children to come, where it is lower.

@@ -3,7 +3,7 @@
 use std::future;
 
 use actix::prelude::*;
-use actix_relay::config::{RelayConfig, SupervisorConfig};
+use actix_relay::config::{RelayConfig, ServerTls, SupervisorConfig};
 use actix_relay::credentials::UserPassword;
 use actix_relay::relay::GetRelay;
 use actix_relay::supervisor::{StartRelay, SupervisorActor};
@@ -16,11 +16,12 @@ use crate::{Outcome, parent};
 const MANY: usize = 1 << 16;
 
 /// Runs a relay with the threads that it has by default, until the process ends.
-pub(crate) fn relay() -> Outcome<()> {
+pub(crate) fn relay(tls: Option<ServerTls>) -> Outcome<()> {
     parent::exit_with_it();
     let mut config = RelayConfig::new("relay", LOOPBACK, REALM).user(UserPassword::new(USER, PASSWORD));
     config.max_unjoined_per_address = MANY;
     config.max_sessions_per_user = MANY;
+    config.tls = tls;
     actix_rt::System::new().block_on(async move {
         let supervisor = SupervisorActor::new(SupervisorConfig::default()).start();
         let relay = supervisor.send(StartRelay { config }).await??;

@@ -10,7 +10,7 @@ use crate::side::{Side, put_datagram};
 use crate::stats::{median, percentile};
 use crate::{Outcome, Plan};
 
-const SIZES: [usize; 2] = [1200, 148];
+const CASES: [(Kind, usize); 3] = [(Kind::Relay, 1200), (Kind::Relay, 148), (Kind::RelayTls, 1200)];
 
 /// So that every process has gone to sleep before the next datagram.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -38,12 +38,12 @@ struct Round {
 
 pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
     let mut rows = Vec::new();
-    for size in SIZES {
-        eprintln!("rtt: {size} bytes");
-        let rounds = measure(plan, size)?;
+    for (kind, size) in CASES {
+        eprintln!("rtt: {kind}, {size} bytes");
+        let rounds = measure(plan, kind, size)?;
         let micros = |of: fn(&Round) -> f64| format!("{:.0}", median(rounds.iter().map(of)));
         rows.push(vec![
-            format!("{size} bytes"),
+            format!("{kind}, {size} bytes"),
             micros(|round| round.direct.p50),
             micros(|round| round.relay.p50 - round.direct.p50),
             micros(|round| round.proxy.p50 - round.direct.p50),
@@ -58,7 +58,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
         plan.rtt_rounds, plan.rtt_trips,
     );
     let head = [
-        "plain",
+        "datagrams",
         "p50 direct (µs)",
         "relay adds (µs)",
         "proxy adds (µs)",
@@ -71,10 +71,10 @@ pub(crate) fn run(plan: &Plan) -> Outcome<Vec<Aim>> {
 }
 
 /// Rounds of all three, taken in turn.
-fn measure(plan: &Plan, size: usize) -> Outcome<Vec<Round>> {
+fn measure(plan: &Plan, kind: Kind, size: usize) -> Outcome<Vec<Round>> {
     let mut rounds = Vec::with_capacity(plan.rtt_rounds);
     while rounds.len() < plan.rtt_rounds {
-        let mut relay = Lane::start(Kind::Relay, size)?;
+        let mut relay = Lane::start(kind, size)?;
         let mut proxy = Lane::start(Kind::Proxy, size)?;
         let mut direct = Lane::start(Kind::Direct, size)?;
         for _ in 0..ROUNDS_PER_START.min(plan.rtt_rounds - rounds.len()) {

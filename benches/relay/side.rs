@@ -2,7 +2,7 @@
 //!
 //! Through a plain proxy, or with nothing between, the same bytes go without the join.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Outcome;
 use crate::stun::{self, HEADER_LEN, Stun};
+use crate::tls::{Believer, TlsStream};
 
 pub(crate) const REALM: &str = "bench";
 pub(crate) const USER: &str = "user";
@@ -38,9 +39,61 @@ pub(crate) fn put_datagram(bytes: &mut Vec<u8>, size: usize, stamp: u64) -> Outc
     Ok(())
 }
 
+/// Where a side can be made.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) addr: SocketAddr,
+    pub(crate) tls: Option<Believer>,
+}
+
+impl Gate {
+    pub(crate) fn connect(&self) -> Outcome<Side> {
+        Side::over(TcpStream::connect_timeout(&self.addr, READ_TIMEOUT)?, self.tls.as_ref())
+    }
+}
+
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream>),
+}
+
+impl Wire {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => &tls.sock,
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.flush(),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
 /// One connection.
 pub(crate) struct Side {
-    stream: TcpStream,
+    stream: Wire,
     buffer: Vec<u8>,
     /// What has been read and not been taken stands from `taken` to `filled`.
     taken: usize,
@@ -56,20 +109,21 @@ enum Came<'a> {
 }
 
 impl Side {
-    pub(crate) fn connect(to: SocketAddr) -> Outcome<Self> {
-        Self::over(TcpStream::connect_timeout(&to, READ_TIMEOUT)?)
-    }
-
-    pub(crate) fn over(stream: TcpStream) -> Outcome<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(READ_TIMEOUT))?;
+    /// A connection that was made, or taken; in TLS if somebody is to be believed.
+    pub(crate) fn over(tcp: TcpStream, tls: Option<&Believer>) -> Outcome<Self> {
+        tcp.set_nodelay(true)?;
+        tcp.set_read_timeout(Some(READ_TIMEOUT))?;
+        let stream = match tls {
+            None => Wire::Plain(tcp),
+            Some(believer) => Wire::Tls(Box::new(believer.over(tcp)?)),
+        };
         let buffer = vec![0; SMALL_BUFFER_LEN];
         Ok(Self { stream, buffer, taken: 0, filled: 0, requests: 0, nonce: Vec::new() })
     }
 
     /// Another handle of the same connection.
     pub(crate) fn stream(&self) -> Outcome<TcpStream> {
-        Ok(self.stream.try_clone()?)
+        Ok(self.stream.tcp().try_clone()?)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
@@ -134,7 +188,7 @@ impl Side {
     /// Takes the datagrams that are there, after waiting for the first; `false` when none came in time, or the
     /// connection has ended.
     pub(crate) fn take_datagrams(&mut self, timeout: Duration, mut take: impl FnMut(&[u8])) -> Outcome<bool> {
-        self.stream.set_read_timeout(Some(timeout))?;
+        self.stream.tcp().set_read_timeout(Some(timeout))?;
         let mut is_any = false;
         while !is_any {
             let Some(request) = self.take_all(&mut take, &mut is_any) else {
@@ -150,7 +204,7 @@ impl Side {
 
     /// Whether the relay keeps the connection: what it has sent meanwhile is passed over.
     pub(crate) fn is_open(&mut self) -> Outcome<bool> {
-        self.stream.set_nonblocking(true)?;
+        self.stream.tcp().set_nonblocking(true)?;
         let mut passed_over = [0; 512];
         loop {
             match self.stream.read(&mut passed_over) {
@@ -190,7 +244,7 @@ impl Side {
     }
 
     fn wait_for_stun<T>(&mut self, kind: u16, of: impl Fn(&Stun<'_>) -> Outcome<T>) -> Outcome<T> {
-        self.stream.set_read_timeout(Some(READ_TIMEOUT))?;
+        self.stream.tcp().set_read_timeout(Some(READ_TIMEOUT))?;
         loop {
             while let Some((len, came)) = first_message(&self.buffer[self.taken..self.filled]) {
                 self.taken += len;
