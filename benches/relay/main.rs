@@ -106,7 +106,7 @@ impl Plan {
             rtt_rounds: 3,
             rtt_trips: 400,
             age_rounds: 1,
-            age_round: Duration::from_secs(5),
+            age_round: Duration::from_secs(4),
             waiting: 5_000,
             join_rounds: 3,
             joins: 640,
