@@ -28,7 +28,7 @@ const MAX_WRITES: usize = 8;
 /// Reads in one turn; each may bring many datagrams.
 const MAX_READS: usize = 2;
 /// One read takes at most this; the frame it completes stands in front of it.
-const READ_LEN: usize = 256 << 10;
+const READ_LEN: usize = 64 << 10;
 /// The longest frame of any stream.
 const MAX_REST_LEN: usize = if MAX_MESSAGE_LEN > MAX_FRAME_LEN { MAX_MESSAGE_LEN } else { MAX_FRAME_LEN };
 

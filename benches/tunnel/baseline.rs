@@ -12,7 +12,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Runtime;
 
-use crate::{Outcome, role};
+use crate::{Outcome, parent};
 
 const HEADER: usize = 2;
 const FRAME_MAX: usize = HEADER + u16::MAX as usize;
@@ -25,7 +25,7 @@ pub(crate) fn near(tcp: SocketAddr, udp: SocketAddr, udp_buffer: usize) -> Outco
             SockRef::from(&udp).set_recv_buffer_size(udp_buffer)?;
         }
         let tcp = TcpStream::connect(tcp).await?;
-        role::announce(udp.local_addr()?)?;
+        parent::announce(udp.local_addr()?)?;
         let (_, application) = udp.peek_from(&mut [0]).await?;
         udp.connect(application).await?;
         carry(tcp, udp).await
@@ -36,7 +36,7 @@ pub(crate) fn near(tcp: SocketAddr, udp: SocketAddr, udp_buffer: usize) -> Outco
 pub(crate) fn far(tcp: SocketAddr, service: SocketAddr) -> Outcome<()> {
     Runtime::new()?.block_on(async {
         let listener = TcpListener::bind(tcp).await?;
-        role::announce(listener.local_addr()?)?;
+        parent::announce(listener.local_addr()?)?;
         loop {
             let (tcp, peer) = listener.accept().await?;
             let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;

@@ -17,6 +17,7 @@ mod cpu;
 mod machine;
 mod memory;
 mod ours;
+mod parent;
 mod proc;
 mod proxy;
 mod report;

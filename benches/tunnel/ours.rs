@@ -9,7 +9,7 @@ use actix_relay::config::{SessionConfig, SupervisorConfig};
 use actix_relay::session::{GetSession, SessionInfo};
 use actix_relay::supervisor::{StartSession, SupervisorActor};
 
-use crate::{Outcome, role};
+use crate::{Outcome, parent};
 
 /// The bench gives up on a child that is not bound in 10 s; this is how often we look.
 const BOUND_INTERVAL: Duration = Duration::from_millis(10);
@@ -38,7 +38,7 @@ fn run(config: SessionConfig, bound: fn(&SessionInfo) -> Option<SocketAddr>) -> 
                 None => actix_rt::time::sleep(BOUND_INTERVAL).await,
             }
         };
-        role::announce(addr)?;
+        parent::announce(addr)?;
         future::pending().await
     })
 }
