@@ -209,12 +209,18 @@ impl RelayConnection {
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<LeaveCause> {
         let Self { stream, writer, side, closing, .. } = self;
         let Some(shut) = closing else { return Poll::Pending };
+        while let Poll::Ready(told) = side.desk.poll_told(cx) {
+            if matches!(told, Told::PlaceNeeded | Told::Abandoned) {
+                return Poll::Ready(shut.cause);
+            }
+        }
         if !shut.is_done {
             let flow = &side.desk.flow;
             if writer.poll(cx, stream, flow, now()).is_ready() {
                 return Poll::Ready(shut.cause);
             }
-            shut.is_done = flow.is_empty() && Pin::new(&mut *stream).poll_shutdown(cx).is_ready();
+            // Data may have come in again, from a peer that has yet to hear of this; it goes nowhere.
+            shut.is_done = flow.control_len() == 0 && Pin::new(&mut *stream).poll_shutdown(cx).is_ready();
         }
         for _ in 0..MAX_DISCARDS {
             let mut discarded = [0; 4096];
