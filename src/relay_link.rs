@@ -404,7 +404,8 @@ impl TurnSink for Talk {
             return path.deliver(self.now, datagrams);
         }
         self.house.paths.counters.dropped(DropReason::NoApplication, datagrams.count() as u64);
-        0
+        // Not a call, but no less work: it counts, or a peer could keep this thread busy.
+        1
     }
 
     fn message(&mut self, message: &[u8]) {

@@ -292,9 +292,10 @@ async fn nothing_goes_before_the_peer_is_there_and_refresh_is_the_first_that_goe
 #[actix::test]
 async fn a_session_that_is_told_to_stop_leaves() {
     let (listener, addr) = Relay::listen().await;
-    let scene = Scene::near(remote(addr)).await;
+    let mut scene = Scene::near(remote(addr)).await;
     let mut relay = Relay::accept(&listener).await;
     relay.let_in().await;
+    scene.event(|kind| matches!(kind, EventKind::Side(SideEvent::RelayJoined { .. })).then_some(())).await;
     let ended = actix_rt::spawn(scene.end());
     let leave = relay
         .answer(|method, id| Granted { lifetime: 0, peer: PeerStatus::Absent }.encode(method, id, &key()));

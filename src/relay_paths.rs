@@ -410,3 +410,7 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "relay_paths_tests.rs"]
+mod tests;

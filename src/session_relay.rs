@@ -376,6 +376,10 @@ impl Handler<RelayNews> for RelaySessionActor {
     type Result = ();
 
     fn handle(&mut self, news: RelayNews, _: &mut Self::Context) {
+        // It may be late news of a connection that the session has left.
+        if self.relay.is_none() {
+            return;
+        }
         let link = self.ensure_primary();
         match news {
             RelayNews::Joined { relay, lifetime } => {

@@ -267,16 +267,22 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{ClientTls, ServerCertificate, ServerTls};
     use crate::tls::{Acceptor, Connector, HANDSHAKE_TIMEOUT};
+    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     /// Both ends of a connection, the client's first.
     pub(crate) async fn pair() -> (TlsStream, TlsStream) {
+        pair_through(async |addr| addr).await
+    }
+
+    /// The same, the server reached through what stands before it.
+    async fn pair_through(before: impl AsyncFnOnce(SocketAddr) -> SocketAddr) -> (TlsStream, TlsStream) {
         let acceptor = Acceptor::new(&ServerTls::new(ServerCertificate::SelfSigned), b"test/1").unwrap();
         let tls = ClientTls { pin: Some(acceptor.pin()), ..ClientTls::default() };
         let connector = Connector::new(&tls, Some(b"test/1")).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let addr = before(listener.local_addr().unwrap()).await;
         let client = async {
             let tcp = TcpStream::connect(addr).await.unwrap();
             connector.connect(tcp, "127.0.0.1").await.unwrap()
@@ -322,6 +328,42 @@ pub(crate) mod tests {
             writer.await.unwrap();
             assert!(got == pattern(len), "{len} bytes in pieces of {piece} into {room}: {}", got.len());
         }
+    }
+
+    /// Passes bytes on one by one, both ways.
+    async fn trickle(to: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(to).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
+            let (mut from_client, mut to_client) = client.split();
+            let (mut from_server, mut to_server) = server.split();
+            tokio::join!(one_by_one(&mut from_client, &mut to_server), async {
+                one_by_one(&mut from_server, &mut to_client).await;
+            });
+        });
+        addr
+    }
+
+    async fn one_by_one(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+        while let Ok(byte) = from.read_u8().await {
+            to.write_u8(byte).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let _ = to.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_at_every_byte_carries_the_same() {
+        let (client, mut server) = pair_through(trickle).await;
+        let writer = tokio::spawn(write(client, pattern(20_000), 7_000));
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        writer.await.unwrap();
+        assert!(got == pattern(20_000));
     }
 
     #[tokio::test]

@@ -16,6 +16,14 @@ const PASSWORD: &str = "hunter2-of-alice";
 /// Nothing gets too old on a busy machine.
 const PATIENT: &str = "--max-queue-delay 30s";
 
+/// With a certificate made for it, and its pin.
+fn tls_relay(at: SocketAddr) -> (Relay, String) {
+    let who = format!("--realm example.org --user alice:{PASSWORD}");
+    let relay = Relay::start(&format!("relay --tcp {at} {who} --tls-self-signed {PATIENT} --json"));
+    let pin = relay.event("certificate_shown")["pin"].as_str().unwrap().to_owned();
+    (relay, pin)
+}
+
 fn relay(at: SocketAddr) -> Relay {
     let relay = Relay::start(&format!(
         "relay --tcp {at} --realm example.org --user alice:{PASSWORD} {PATIENT} --json"
@@ -73,6 +81,33 @@ fn two_that_only_call_out_are_joined_and_again_when_the_relay_was_killed() {
 }
 
 #[test]
+fn with_tls_only_the_relay_that_is_pinned_is_believed() {
+    let at = free_port();
+    let (_relay, pin) = tls_relay(at);
+    let near = join(at, "near", &format!("--udp {ANY} --tls --tls-pin {pin}"));
+    let entry = addr(&near.event("session_started")["local_udp"]);
+    let far = join(at, "far", &format!("--udp-forward {} --tls --tls-pin {pin}", echo()));
+    near.event("relay_peer_present");
+    let app = application();
+    for len in [0, 1, 1200, 9000] {
+        assert_carried(&app, entry, &vec![7; len]);
+    }
+    let other = join(at, "other", &format!("--udp {ANY} --tls --tls-pin {}", "0".repeat(64)));
+    let failed = other.event("connect_failed");
+    assert!(failed["error"].as_str().unwrap().contains("pin"), "{failed}");
+    let unknown = join(at, "other", &format!("--udp {ANY} --tls"));
+    let failed = unknown.event("connect_failed");
+    assert!(!failed["error"].as_str().unwrap().is_empty(), "{failed}");
+    // Another one of the same name takes the place, and the first one stays away.
+    let newer = join(at, "near", &format!("--udp {ANY} --tls --tls-pin {pin}"));
+    newer.event("relay_peer_present");
+    let lost = near.event("peer_disconnected");
+    assert_eq!((lost["cause"].as_str(), &lost["retry_in"]), (Some("superseded"), &serde_json::Value::Null));
+    drop(far);
+    newer.event("relay_peer_gone");
+}
+
+#[test]
 fn a_file_describes_the_same() {
     let at = free_port();
     let relay = relay(at);
@@ -92,8 +127,9 @@ fn a_file_describes_the_same() {
     );
     let sessions = file(&text);
     let process = Relay::start(&format!("run {} --json", sessions.path().display()));
-    let entry = addr(&process.event("session_started")["local_udp"]);
-    process.event("relay_peer_present");
+    // They start side by side.
+    let entry = std::iter::repeat_with(|| process.event("session_started")["local_udp"].clone());
+    let entry = addr(&{ entry }.find(|local_udp| !local_udp.is_null()).unwrap());
     carried_again(&application(), entry);
     process.signal("TERM");
     assert_eq!(process.end().code, Some(0));

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use actix_relay::config::ChildId;
-use actix_relay::event::{Event, EventKind, RelayEvent, TurnEvent};
+use actix_relay::event::{Cause, Event, EventKind, RelayEvent, TurnEvent};
 use actix_relay::turn::TurnError;
 use serde::Serialize;
 
@@ -46,6 +46,7 @@ impl Voice {
                 EventKind::GaveUp { .. }
                     | EventKind::ActorPanicked { .. }
                     | EventKind::AcceptPaused { .. }
+                    | EventKind::PeerDisconnected { cause: Cause::Superseded, .. }
                     | EventKind::Turn(TurnEvent::AllocationFailed { retry_in: None, .. })
                     // Asked again and again, but the answer will be the same.
                     | EventKind::Turn(TurnEvent::AllocationFailed {

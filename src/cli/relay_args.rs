@@ -219,7 +219,7 @@ mod tests {
             ("--shared-key-env NOWHERE", "--shared-key-env: NOWHERE is not set"),
             ("--user a:hunter2 --max-pairs 0", "--max-pairs must be"),
             ("--user a:hunter2 --bind 127.0.0.1", "--bind is for outgoing connections"),
-            ("--user a:hunter2 --app 127.0.0.1:1", "--app goes with listen and connect"),
+            ("--user a:hunter2 --app 127.0.0.1:1", "--app goes with listen, connect and join"),
         ] {
             let error = relay(rest).unwrap_err();
             assert!(error.contains(expected) && !error.contains("hunter2"), "{rest}: {error}");

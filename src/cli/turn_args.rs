@@ -406,7 +406,7 @@ mod tests {
             (format!("{turn} --family ipx"), "error: invalid value 'ipx'"),
             (format!("{turn} --lifetime 1500ms"), "--lifetime must be 1s to 1day"),
             (format!("{turn} --congestion bbr"), "--congestion is for TCP"),
-            (format!("{turn} --app 127.0.0.1:1"), "--app goes with listen and connect"),
+            (format!("{turn} --app 127.0.0.1:1"), "--app goes with listen, connect and join"),
             (format!("turn --server turn:h {udp} --peer 0.0.0.0:1"), "--peer must name peers"),
             (tcp.to_owned(), "error: the following required arguments"),
             (format!("{tcp} --connect 192.0.2.1:1"), "error: the following required arguments"),

@@ -10,6 +10,8 @@ use std::sync::Arc;
 #[derive(Default)]
 struct Taking {
     takes: VecDeque<usize>,
+    /// What it has taken has not gone out, and will not for now.
+    holds_back: bool,
     written: Vec<u8>,
     largest: usize,
 }
@@ -28,7 +30,7 @@ impl AsyncWrite for Taking {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        if self.holds_back { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -63,6 +65,22 @@ async fn a_stream_that_takes_everything_gets_large_writes() {
     write(&flow, &mut writer, &mut stream).await;
     assert_eq!(stream.written, bytes);
     assert!(stream.largest > BACKLOG_WRITE_LEN);
+}
+
+#[tokio::test]
+async fn a_stream_that_holds_bytes_back_gets_no_more_and_small_writes_after_that() {
+    let (flow, bytes) = flow(&vec![vec![1; 1200]; 200]);
+    let (mut writer, mut stream) = (FrameWriter::default(), Taking::default());
+    stream.takes.extend([usize::MAX; 100]);
+    stream.holds_back = true;
+    write(&flow, &mut writer, &mut stream).await;
+    assert!(stream.written.is_empty() && !flow.is_empty());
+    stream.holds_back = false;
+    while !flow.is_empty() {
+        write(&flow, &mut writer, &mut stream).await;
+    }
+    assert_eq!(stream.written, bytes);
+    assert!(stream.largest <= BACKLOG_WRITE_LEN, "{}", stream.largest);
 }
 
 #[tokio::test]

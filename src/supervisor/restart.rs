@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// The first wait after a server said no, doubled by each further no. Who asks costs the server work and fills its
 /// log, and a wrong password will be wrong in a moment too: 5 s at the least between two attempts, each of two or
-/// three requests (five where every nonce is stale), let it see a handful of them in ten seconds.
+/// three requests (four where every nonce is stale), let it see a handful of them in ten seconds.
 const REFUSED_MIN: Duration = Duration::from_secs(10);
 /// The longest such wait: what was put right on the server is found out within 5 minutes.
 const REFUSED_MAX: Duration = Duration::from_secs(300);

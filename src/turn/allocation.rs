@@ -12,15 +12,17 @@ use super::channels::{self, Channels};
 use super::connections::{Connections, Key};
 use super::error::TurnError;
 use super::login::Login;
-use super::permissions::Permissions;
+use super::permissions::{self, Permissions};
 use super::transactions::{Ids, Pending, Request, Transactions};
 use crate::credentials::UserPassword;
 use crate::stun::{Family, Relayed};
 
 /// The allocation is refreshed this long before its end, or halfway through where that is sooner.
 const REFRESH_BEFORE: Duration = Duration::from_secs(60);
-/// A Refresh that the server refused is tried again after this, or in half of what is left, but not within 1 s.
+/// A Refresh that the server refused is tried again after this, or in half of what is left, but not before …
 const REFRESH_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// … this, and where its answer was of no use, which took several requests, twice as late.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 /// From the order to deallocate to the end, whatever the server answers.
 pub(crate) const DEALLOCATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whoever gives credentials has this long.
@@ -352,9 +354,22 @@ impl Allocation {
             return self.end(error);
         }
         while let Some(pending) = self.parked.pop() {
-            self.transactions.ask_again(pending);
+            self.still_wanted(pending).into_iter().for_each(|pending| self.transactions.ask_again(pending));
         }
         self.pump(now);
+    }
+
+    /// A request that is to go out once more, without what has been forbidden meanwhile.
+    pub(super) fn still_wanted(&self, mut pending: Pending) -> Option<Pending> {
+        let is_wanted = match &mut pending.request {
+            Request::CreatePermission { peers } => {
+                peers.retain(|peer| self.permissions.is_wanted(*peer));
+                !peers.is_empty()
+            }
+            Request::ChannelBind { peer, .. } => self.channels.is_wanted(*peer),
+            _ => true,
+        };
+        is_wanted.then_some(pending)
     }
 
     pub(super) fn no_other_credentials(&mut self, now: Instant) {
@@ -374,10 +389,11 @@ impl Allocation {
         }
     }
 
-    pub(super) fn refresh_refused(&mut self, now: Instant) {
+    pub(super) fn refresh_refused(&mut self, now: Instant, is_answer_bad: bool) {
         if let State::Allocated(granted) = &mut self.state {
             let left = granted.expires.saturating_duration_since(now);
-            granted.refresh = Some(now + REFRESH_RETRY_INTERVAL.min(left / 2).max(Duration::from_secs(1)));
+            let least = if is_answer_bad { 2 * MIN_REFRESH_INTERVAL } else { MIN_REFRESH_INTERVAL };
+            granted.refresh = Some(now + REFRESH_RETRY_INTERVAL.min(left / 2).max(least));
         }
     }
 
@@ -428,19 +444,11 @@ impl Allocation {
     /// Sends what may be sent.
     pub(super) fn pump(&mut self, now: Instant) {
         if let State::Allocated(_) = self.state {
-            let permissions = self.permissions.take_due(now).into_iter();
-            let permissions =
-                permissions.map(|due| (Request::CreatePermission { peers: due.peers }, due.refused));
-            let channels = self.channels.take_due(now).into_iter();
-            let channels = channels.map(|channels::Due { channel, peer, refused }| {
-                (Request::ChannelBind { channel, peer }, refused)
-            });
-            for (request, refused) in permissions.chain(channels) {
-                if refused {
-                    self.transactions.ask_last(now, request);
-                } else {
-                    self.transactions.ask(now, request);
-                }
+            for permissions::Due { peers, rank } in self.permissions.take_due(now) {
+                self.transactions.ask_ranked(now, Request::CreatePermission { peers }, rank);
+            }
+            for channels::Due { channel, peer, rank } in self.channels.take_due(now) {
+                self.transactions.ask_ranked(now, Request::ChannelBind { channel, peer }, rank);
             }
             self.bind_opened(now);
         }

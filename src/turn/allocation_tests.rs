@@ -17,6 +17,8 @@ mod hostile;
 mod login;
 #[path = "loss_tests.rs"]
 mod loss;
+#[path = "many_tests.rs"]
+mod many;
 #[path = "model_tests.rs"]
 mod model;
 #[path = "oracle_tests.rs"]

@@ -43,7 +43,8 @@ impl Allocation {
             pending.unbelieved = Some(code);
             if code == 400 && pending.bare.is_none() {
                 pending.bare = Some(true);
-                self.transactions.take(message.id).into_iter().for_each(|it| self.transactions.ask_again(it));
+                let pending = self.transactions.take(message.id).and_then(|it| self.still_wanted(it));
+                pending.into_iter().for_each(|pending| self.transactions.ask_again(pending));
             }
             return false;
         }
@@ -51,6 +52,9 @@ impl Allocation {
         self.heard = now;
         let code = message.error.as_ref().map_or(0, |(code, _)| *code);
         tracing::debug!(request = pending.request.name(), code, "the TURN server answers");
+        if !matches!(code, 401 | 438) {
+            self.transactions.nonce_is_good();
+        }
         match &message.error {
             None if message.class == Class::Success => self.on_success(now, &pending, message),
             Some((401 | 438, _)) => self.on_challenge(now, pending, message),
@@ -93,7 +97,11 @@ impl Allocation {
             return self.end(TurnError::Told);
         }
         match self.login.challenged(name, by) {
-            Ok(()) => self.transactions.challenged(now, pending),
+            Ok(()) => {
+                if let Some(pending) = self.still_wanted(pending) {
+                    self.transactions.challenged(now, pending);
+                }
+            }
             // Another server has taken the place of the one that made the allocation.
             Err(error) if matches!(pending.request, Request::Refresh { lifetime: 1.. }) => self.end(error),
             Err(error) => self.fail(now, &pending, error),
@@ -230,7 +238,7 @@ impl Allocation {
                 if is_refusal {
                     self.known = now;
                 }
-                self.refresh_refused(now);
+                self.refresh_refused(now, matches!(error, TurnError::BadAnswer { .. }));
                 self.output(Output::RefreshFailed { error });
             }
             Request::CreatePermission { peers } => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::pace::Rank;
 use super::permissions::RETRY_INTERVAL;
 
 /// A channel binding's life (RFC 8656 §12).
@@ -37,8 +38,14 @@ struct Channel {
     perhaps_until: Option<Instant>,
     /// When to ask; `None` while a request is under way, or when it is not wanted.
     due: Option<Instant>,
-    /// The server refused it when it was last asked for: others go first.
+    /// The server refused it, and has not granted it since.
     refused: bool,
+}
+
+impl Channel {
+    fn is_bound(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
 }
 
 /// One ChannelBind to be sent.
@@ -46,18 +53,17 @@ struct Channel {
 pub(crate) struct Due {
     pub(crate) channel: u16,
     pub(crate) peer: SocketAddr,
-    /// It was refused before: others go first.
-    pub(crate) refused: bool,
+    pub(crate) rank: Rank,
 }
 
 impl Channels {
-    /// Wishes for a channel; one that was refused is asked for at once. `None` if there are too many.
+    /// Wishes for a channel; one that is not there is asked for at once. `None` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: SocketAddr) -> Option<u16> {
         if let Some(channel) = self.all.get_mut(&peer) {
             if !channel.wanted {
                 channel.wanted = true;
                 channel.due = Some(now);
-            } else if channel.refused {
+            } else if !channel.is_bound(now) {
                 channel.due = channel.due.map(|due| due.min(now));
             }
             return Some(channel.number);
@@ -89,7 +95,14 @@ impl Channels {
         for (peer, channel) in &mut self.all {
             if channel.wanted && channel.due.is_some_and(|due| due <= now) {
                 channel.due = None;
-                due.push(Due { channel: channel.number, peer: *peer, refused: channel.refused });
+                let rank = if channel.is_bound(now) {
+                    Rank::Kept
+                } else if channel.refused {
+                    Rank::Refused
+                } else {
+                    Rank::New
+                };
+                due.push(Due { channel: channel.number, peer: *peer, rank });
             }
         }
         due
@@ -117,7 +130,7 @@ impl Channels {
     /// The server refused, or its answers were lost: then it may remember the binding all the same.
     pub(crate) fn failed(&mut self, now: Instant, peer: SocketAddr, is_refusal: bool) {
         if let Some(channel) = self.all.get_mut(&peer) {
-            channel.refused = is_refusal;
+            channel.refused |= is_refusal;
             channel.perhaps_until = Some(now + CHANNEL_LIFETIME);
             channel.due = channel.wanted.then(|| now + RETRY_INTERVAL);
         }
@@ -152,7 +165,7 @@ impl Channels {
 
     /// The channels in use.
     pub(crate) fn all_bound(&self, now: Instant) -> Vec<(u16, SocketAddr)> {
-        let bound = self.all.iter().filter(|(_, channel)| channel.until.is_some_and(|at| at > now));
+        let bound = self.all.iter().filter(|(_, channel)| channel.is_bound(now));
         bound.map(|(peer, channel)| (channel.number, *peer)).collect()
     }
 
@@ -170,10 +183,10 @@ mod tests {
         ([192, 0, 2, 1], port).into()
     }
 
-    /// What is asked for: number, the peer's port, and whether it was refused before.
-    fn due(channels: &mut Channels, now: Instant) -> Vec<(u16, u16, bool)> {
+    /// What is asked for: number, the peer's port, and which goes first.
+    fn due(channels: &mut Channels, now: Instant) -> Vec<(u16, u16, Rank)> {
         let due = channels.take_due(now).into_iter();
-        due.map(|due| (due.channel, due.peer.port(), due.refused)).collect()
+        due.map(|due| (due.channel, due.peer.port(), due.rank)).collect()
     }
 
     #[test]
@@ -182,12 +195,12 @@ mod tests {
         assert_eq!(channels.want(start, peer(1)), Some(0x4000));
         assert_eq!(channels.want(start, peer(1)), Some(0x4000));
         assert_eq!(channels.want(start, peer(2)), Some(0x4001));
-        assert_eq!(due(&mut channels, start), [(0x4000, 1, false), (0x4001, 2, false)]);
+        assert_eq!(due(&mut channels, start), [(0x4000, 1, Rank::New), (0x4001, 2, Rank::New)]);
         assert!(channels.take_due(start).is_empty());
         assert!(channels.bound(start, peer(1)));
         let later = start + Duration::from_secs(540);
         assert_eq!(channels.poll_timeout(), Some(later));
-        assert_eq!(due(&mut channels, later), [(0x4000, 1, false)]);
+        assert_eq!(due(&mut channels, later), [(0x4000, 1, Rank::Kept)]);
         assert!(!channels.bound(later, peer(1)), "it is not new");
         assert_eq!(channels.all_bound(later), [(0x4000, peer(1))]);
         assert_eq!(channels.take_lapsed(later + CHANNEL_LIFETIME), [peer(1)]);
@@ -200,7 +213,7 @@ mod tests {
         channels.want(start, peer(1));
         channels.take_due(start);
         channels.failed(start, peer(1), false);
-        assert_eq!(due(&mut channels, start + RETRY_INTERVAL), [(0x4000, 1, false)]);
+        assert_eq!(due(&mut channels, start + RETRY_INTERVAL), [(0x4000, 1, Rank::New)]);
     }
 
     #[test]
@@ -211,16 +224,16 @@ mod tests {
         channels.failed(start, peer(1), true);
         let retry = start + RETRY_INTERVAL;
         assert_eq!(channels.poll_timeout(), Some(retry));
-        assert_eq!(due(&mut channels, retry), [(0x4000, 1, true)]);
+        assert_eq!(due(&mut channels, retry), [(0x4000, 1, Rank::Refused)]);
         channels.want(retry, peer(1));
         assert!(channels.take_due(retry).is_empty(), "a request is under way");
         channels.failed(retry, peer(1), true);
         assert!(channels.take_due(retry).is_empty());
         channels.want(retry, peer(1));
-        assert_eq!(due(&mut channels, retry), [(0x4000, 1, true)]);
+        assert_eq!(due(&mut channels, retry), [(0x4000, 1, Rank::Refused)]);
         assert!(channels.bound(retry, peer(1)));
         // From then on it is like others.
-        assert_eq!(due(&mut channels, retry + CHANNEL_LIFETIME - REFRESH_BEFORE), [(0x4000, 1, false)]);
+        assert_eq!(due(&mut channels, retry + CHANNEL_LIFETIME - REFRESH_BEFORE), [(0x4000, 1, Rank::Kept)]);
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub enum TurnError {
         /// An answer came that could not be believed, for it was not sealed: its error code, or 0 for a success.
         unbelieved: Option<u16>,
     },
-    /// It has waited for its turn for so long while the server granted nothing. It is asked for later.
-    #[error("{request}: not sent for {after:?}, while the server did not grant others")]
+    /// It has waited for its turn for so long, while the server refused others. It is asked for later.
+    #[error("{request}: its turn did not come within {after:?}, for the server refuses others")]
     NotSent {
         /// The request's method.
         request: &'static str,

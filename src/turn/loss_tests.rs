@@ -189,7 +189,7 @@ fn the_deletion_is_repeated_when_lost_or_challenged() {
     let faults: [fn(&mut Server); 5] = [
         |server| server.fault(Method::REFRESH, 1, Fault::LoseRequest),
         |server| server.fault(Method::REFRESH, 1, Fault::LoseAnswer),
-        |server| server.fault(Method::REFRESH, 3, Fault::Challenge(438)),
+        |server| server.fault(Method::REFRESH, 2, Fault::Challenge(438)),
         |server| server.fault(Method::REFRESH, 1, Fault::Challenge(401)),
         |server| server.change(Method::REFRESH, 1, |answer| answer.sealing = Sealing::No),
     ];

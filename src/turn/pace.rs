@@ -4,18 +4,32 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// CreatePermission and ChannelBind under way at a time; further ones wait. A refused one counts for
-/// [`REFUSED_INTERVAL`] more, unless one is granted: a server that refuses all of them hears so many in any ten
-/// seconds, however many there are, and one that refuses some is asked for the others at once.
+/// [`REFUSED_INTERVAL`] more, unless one is granted after it: a server that refuses all of them hears so many in any
+/// ten seconds, however many there are. So six refusals in a row hold up the others, by [`Rank`].
 pub(crate) const MAX_IN_FLIGHT: usize = 6;
 /// So long counts what was refused.
 pub(crate) const REFUSED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Which of those that wait goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// The server wants it to be sealed anew; or there is never more than one of its kind.
+    Again,
+    /// It prolongs what is there.
+    Kept,
+    /// It was part of a request for several, which was refused.
+    Single,
+    New,
+    /// It was refused before.
+    Refused,
+}
 
 /// See [`MAX_IN_FLIGHT`].
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// When requests were refused since the last one was granted; the latest [`MAX_IN_FLIGHT`] of them.
     refused: VecDeque<Instant>,
-    /// A request was challenged, and none has been granted since: one alone tries the new nonce.
+    /// A request was challenged, and none has been answered since: one alone tries the new nonce.
     is_challenged: bool,
 }
 
@@ -39,6 +53,10 @@ impl Pace {
 
     pub(crate) fn granted(&mut self) {
         self.refused.clear();
+    }
+
+    /// The server has accepted a nonce, whatever else it answered.
+    pub(crate) fn nonce_is_good(&mut self) {
         self.is_challenged = false;
     }
 
@@ -91,7 +109,9 @@ mod tests {
         pace.challenged(start, false);
         assert!(!pace.has_room(start, 0));
         assert_eq!(pace.room_at(0), Some(start + REFUSED_INTERVAL));
+        pace.nonce_is_good();
+        assert!(pace.has_room(start, MAX_IN_FLIGHT - 2) && !pace.has_room(start, MAX_IN_FLIGHT - 1));
         pace.granted();
-        assert!(pace.has_room(start, 1));
+        assert!(pace.has_room(start, MAX_IN_FLIGHT - 1));
     }
 }

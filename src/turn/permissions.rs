@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::pace::Rank;
+
 /// A permission's life (RFC 8656 §9).
 pub(crate) const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// It is asked for again this long before it ends: time for a request that is lost several times.
@@ -31,27 +33,32 @@ struct Permission {
     due: Option<Instant>,
     /// Asked for alone, because a request for it and others was refused.
     alone: bool,
-    /// The server refused it when it was last asked for: others go first.
+    /// The server refused it by itself, and has not granted it since.
     refused: bool,
+}
+
+impl Permission {
+    fn is_granted(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
 }
 
 /// One CreatePermission to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Due {
     pub(crate) peers: Vec<IpAddr>,
-    /// It was refused before: others go first.
-    pub(crate) refused: bool,
+    pub(crate) rank: Rank,
 }
 
 impl Permissions {
-    /// Wishes for a permission; one that was refused is asked for at once. `false` if there are too many.
+    /// Wishes for a permission; one that is not there is asked for at once. `false` if there are too many.
     pub(crate) fn want(&mut self, now: Instant, peer: IpAddr) -> bool {
         if self.all.len() >= MAX_PERMISSIONS && !self.all.contains_key(&peer) {
             return false;
         }
         let new = Permission { until: None, due: Some(now), alone: false, refused: false };
         let permission = self.all.entry(peer).or_insert(new);
-        if permission.refused {
+        if !permission.is_granted(now) {
             permission.due = permission.due.map(|due| due.min(now));
         }
         true
@@ -73,14 +80,24 @@ impl Permissions {
             if permission.due.is_some_and(|due| due <= until) {
                 permission.due = None;
                 if permission.alone {
-                    requests.push(Due { peers: vec![*peer], refused: permission.refused });
+                    let rank = if permission.is_granted(now) {
+                        Rank::Kept
+                    } else if permission.refused {
+                        Rank::Refused
+                    } else {
+                        Rank::Single
+                    };
+                    requests.push(Due { peers: vec![*peer], rank });
                 } else {
                     together.push(*peer);
                 }
             }
         }
         let together = together.chunks(MAX_PEERS_PER_REQUEST);
-        requests.extend(together.map(|peers| Due { peers: peers.to_vec(), refused: false }));
+        requests.extend(together.map(|peers| {
+            let is_kept = peers.iter().any(|peer| self.is_granted(now, *peer));
+            Due { peers: peers.to_vec(), rank: if is_kept { Rank::Kept } else { Rank::New } }
+        }));
         requests
     }
 
@@ -119,7 +136,7 @@ impl Permissions {
         for peer in peers {
             if let Some(permission) = self.all.get_mut(peer) {
                 permission.alone |= is_refusal;
-                permission.refused = is_refusal && !again;
+                permission.refused |= is_refusal && !again;
                 permission.due = Some(if again { now } else { now + RETRY_INTERVAL });
             }
         }
@@ -128,7 +145,12 @@ impl Permissions {
 
     /// Whether the server lets this address send to us, as far as is known.
     pub(crate) fn is_granted(&self, now: Instant, peer: IpAddr) -> bool {
-        self.all.get(&peer).and_then(|permission| permission.until).is_some_and(|until| until > now)
+        self.all.get(&peer).is_some_and(|permission| permission.is_granted(now))
+    }
+
+    /// Whether it is to be kept.
+    pub(crate) fn is_wanted(&self, peer: IpAddr) -> bool {
+        self.all.contains_key(&peer)
     }
 
     /// Those that the server has installed.
@@ -150,24 +172,23 @@ mod tests {
         [192, 0, 2, last].into()
     }
 
-    /// What is asked for, and whether it was refused before.
-    fn due(permissions: &mut Permissions, now: Instant) -> Vec<(Vec<u8>, bool)> {
+    fn due(permissions: &mut Permissions, now: Instant) -> Vec<(Vec<u8>, Rank)> {
         let last = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { ip.octets()[3] } else { 0 };
         let due = permissions.take_due(now).into_iter();
-        due.map(|due| (due.peers.iter().map(last).collect(), due.refused)).collect()
+        due.map(|due| (due.peers.iter().map(last).collect(), due.rank)).collect()
     }
 
     #[test]
     fn a_permission_is_asked_for_once_and_again_a_minute_before_its_end() {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         assert!(permissions.want(start, peer(1)) && permissions.want(start, peer(2)));
-        assert_eq!(due(&mut permissions, start), [(vec![1, 2], false)]);
+        assert_eq!(due(&mut permissions, start), [(vec![1, 2], Rank::New)]);
         assert!(permissions.take_due(start).is_empty(), "a request is under way");
         assert_eq!(permissions.granted(start, &[peer(1), peer(2)]), [peer(1), peer(2)]);
         assert!(permissions.is_granted(start, peer(1)));
         let later = start + Duration::from_secs(240);
         assert_eq!(permissions.poll_timeout(), Some(later));
-        assert_eq!(due(&mut permissions, later), [(vec![1, 2], false)]);
+        assert_eq!(due(&mut permissions, later), [(vec![1, 2], Rank::Kept)]);
         assert!(permissions.granted(later, &[peer(1)]).is_empty(), "it is not new");
         assert!(!permissions.is_granted(start + PERMISSION_LIFETIME, peer(2)));
         assert_eq!(permissions.all_granted(start + PERMISSION_LIFETIME), [peer(1)]);
@@ -180,29 +201,31 @@ mod tests {
         let asked = permissions.take_due(start);
         assert!(permissions.failed(start, &asked[0].peers, true, true).is_empty());
         assert_eq!(permissions.poll_timeout(), Some(start));
-        assert_eq!(due(&mut permissions, start), [(vec![1], false), (vec![2], false), (vec![3], false)]);
+        assert_eq!(due(&mut permissions, start), [1, 2, 3].map(|last| (vec![last], Rank::Single)));
         assert_eq!(permissions.granted(start, &[peer(1)]), [peer(1)]);
         assert_eq!(permissions.failed(start, &[peer(2)], true, true), [peer(2)]);
         permissions.granted(start, &[peer(3)]);
         let retry = start + RETRY_INTERVAL;
         assert_eq!(permissions.poll_timeout(), Some(retry));
-        assert_eq!(due(&mut permissions, retry), [(vec![2], true)]);
+        assert_eq!(due(&mut permissions, retry), [(vec![2], Rank::Refused)]);
         assert_eq!(permissions.failed(retry, &[peer(2)], true, true), [peer(2)]);
         permissions.forbid(peer(2));
         assert!(permissions.take_due(retry + RETRY_INTERVAL).is_empty());
     }
 
     #[test]
-    fn one_that_was_refused_and_is_wished_for_again_is_asked_for_at_once() {
+    fn one_that_came_to_nothing_is_asked_for_at_once_when_it_is_wished_for_again() {
         let (start, mut permissions) = (any_instant(), Permissions::default());
         permissions.want(start, peer(1));
-        assert_eq!(due(&mut permissions, start), [(vec![1], false)]);
+        assert_eq!(due(&mut permissions, start), [(vec![1], Rank::New)]);
         permissions.want(start, peer(1));
         assert!(permissions.take_due(start).is_empty(), "a request is under way");
         permissions.failed(start, &[peer(1)], true, true);
         assert!(permissions.take_due(start).is_empty());
         permissions.want(start, peer(1));
-        assert_eq!(due(&mut permissions, start), [(vec![1], true)]);
+        assert_eq!(due(&mut permissions, start), [(vec![1], Rank::Refused)]);
+        permissions.failed(start, &[peer(1)], false, false);
+        assert_eq!(due(&mut permissions, start + RETRY_INTERVAL), [(vec![1], Rank::Refused)]);
         permissions.granted(start, &[peer(1)]);
         permissions.want(start, peer(1));
         assert!(permissions.take_due(start).is_empty());

@@ -250,8 +250,9 @@ fn with_many_wishes(fault: impl Fn() -> Fault) -> Pair {
 fn a_server_that_refuses_everything_hears_a_handful_in_ten_seconds() {
     for fault in [|| Fault::Refuse(403), || Fault::Challenge(438), || Fault::ChallengeAgain(438)] {
         let mut pair = with_many_wishes(fault);
-        pair.run(secs(500));
-        assert!(busiest(&pair, secs(10)) <= 7, "{}", busiest(&pair, secs(10)));
+        // To the end of the allocation, which the server does not prolong either.
+        pair.run(secs(700));
+        assert!(busiest(&pair, secs(10)) <= 8, "{}", busiest(&pair, secs(10)));
         let (first, later) = (pair.asked(Method::CHANNEL_BIND).len(), pair.server.log.len());
         assert!(first > 20 && later < 500, "{first} {later}");
     }

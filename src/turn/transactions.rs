@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::connections::Key;
 use super::error::TurnError;
-use super::pace::Pace;
+use super::pace::{Pace, Rank};
 use crate::stun::{self, Attribute, Class, Family, Method, Relayed, Seal, TransactionId};
 
 /// The first retransmission over UDP, doubled for each further one (RFC 8489 §6.2.1).
@@ -22,10 +22,13 @@ pub(crate) const MAX_TRIES: u32 = 7;
 const LAST_WAIT: u32 = 16;
 /// Over TCP nothing is repeated and this is waited (Ti, RFC 8489 §6.2.2): as long as over UDP.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_millis(39_500);
+/// A request waits for its turn for so long at the most: 1,024 permissions and channels need 91 s where an answer
+/// takes 0.5 s.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 /// A server says 447 only after 30 s of a silent peer.
 pub(crate) const CONNECT_ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 /// Answers to one request that want it to be sealed anew, 438 above all.
-const MAX_CHALLENGES: u8 = 3;
+const MAX_CHALLENGES: u8 = 2;
 
 /// Where transaction ids come from: random ones, or in tests a sequence.
 pub(crate) struct Ids(Box<dyn FnMut() -> TransactionId + Send>);
@@ -133,7 +136,7 @@ pub(crate) struct Pending {
     pub(crate) seal: Option<Arc<Seal>>,
     /// When it was last sent.
     pub(crate) sent: Instant,
-    /// When it was first sent, challenges included.
+    /// When it was first asked for, its time in line and challenges included.
     pub(crate) began: Instant,
     /// An answer that could not be believed: its error code, 0 for a success.
     pub(crate) unbelieved: Option<u16>,
@@ -144,11 +147,8 @@ pub(crate) struct Pending {
     pub(crate) bare: Option<bool>,
     /// Other credentials were asked for.
     pub(crate) asked: bool,
-    /// The same was refused before: others go first.
-    last: bool,
+    rank: Rank,
     challenges: u8,
-    /// The last of them.
-    challenged_with: u16,
     bytes: Vec<u8>,
     tries: u32,
     /// When to repeat it or give it up.
@@ -156,7 +156,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    fn new(request: Request, now: Instant) -> Self {
+    fn new(request: Request, now: Instant, rank: Rank) -> Self {
         Self {
             request,
             id: TransactionId([0; 12]),
@@ -167,9 +167,8 @@ impl Pending {
             refused_once: false,
             bare: None,
             asked: false,
-            last: false,
+            rank,
             challenges: 0,
-            challenged_with: 0,
             bytes: Vec::new(),
             tries: 0,
             next: now,
@@ -182,13 +181,11 @@ impl Pending {
     /// It is one too many.
     pub(crate) fn count_challenge(&mut self, code: u16) -> Result<(), TurnError> {
         self.challenges += 1;
-        self.challenged_with = code;
-        if self.challenges <= MAX_CHALLENGES { Ok(()) } else { Err(self.too_often()) }
-    }
-
-    fn too_often(&self) -> TurnError {
-        let why = format!("{} {} times in a row", self.challenged_with, self.challenges);
-        TurnError::BadAnswer { request: self.request.name(), why }
+        if self.challenges <= MAX_CHALLENGES {
+            return Ok(());
+        }
+        let why = format!("{code} {} times in a row", self.challenges);
+        Err(TurnError::BadAnswer { request: self.request.name(), why })
     }
 
     /// Why it is given up for want of an answer, or of a turn.
@@ -196,10 +193,10 @@ impl Pending {
         let after = now.saturating_duration_since(self.began);
         let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         let request = self.request.name();
-        match (self.tries, self.challenges) {
-            (1.., _) => TurnError::NoAnswer { request, after, unbelieved: self.unbelieved },
-            (0, 1..) => self.too_often(),
-            (0, 0) => TurnError::NotSent { request, after },
+        if self.tries == 0 {
+            TurnError::NotSent { request, after }
+        } else {
+            TurnError::NoAnswer { request, after, unbelieved: self.unbelieved }
         }
     }
 }
@@ -240,17 +237,17 @@ impl Transactions {
 
     /// A new request, to be sent by [`poll_send`](Self::poll_send).
     pub(crate) fn ask(&mut self, now: Instant, request: Request) {
-        self.waiting.push_back(Pending::new(request, now));
+        self.ask_ranked(now, request, Rank::Again);
     }
 
-    /// A request for what was refused before, to be sent after all others.
-    pub(crate) fn ask_last(&mut self, now: Instant, request: Request) {
-        self.waiting.push_back(Pending { last: true, ..Pending::new(request, now) });
+    /// The same for one of many.
+    pub(crate) fn ask_ranked(&mut self, now: Instant, request: Request, rank: Rank) {
+        self.waiting.push_back(Pending::new(request, now, rank));
     }
 
     /// The same request once more, before all others.
     pub(crate) fn ask_again(&mut self, pending: Pending) {
-        self.waiting.push_front(Pending { tries: 0, ..pending });
+        self.waiting.push_front(Pending { tries: 0, rank: Rank::Again, ..pending });
     }
 
     /// The same, for the server wants it to be sealed anew.
@@ -259,6 +256,11 @@ impl Transactions {
             self.pace.challenged(now, pending.challenges + u8::from(pending.refused_once) <= 1);
         }
         self.ask_again(pending);
+    }
+
+    /// The server has accepted a nonce, whatever else it answered.
+    pub(crate) fn nonce_is_good(&mut self) {
+        self.pace.nonce_is_good();
     }
 
     /// The server granted a request.
@@ -292,8 +294,8 @@ impl Transactions {
     ) -> Option<Result<Vec<u8>, (Pending, TurnError)>> {
         let has_room = self.pace.has_room(now, self.bulk_in_flight());
         let may_go = |it: &Pending| has_room || !it.request.is_bulk();
-        let first = self.waiting.iter().position(|it| !it.last && may_go(it));
-        let next = first.or_else(|| self.waiting.iter().position(may_go))?;
+        let waiting = self.waiting.iter().enumerate().filter(|(_, pending)| may_go(pending));
+        let next = waiting.min_by_key(|(_, pending)| pending.rank).map(|(index, _)| index)?;
         let mut pending = self.waiting.remove(next)?;
         pending.id = ids.next();
         pending.seal = seal.filter(|_| pending.bare != Some(true)).cloned();
@@ -354,9 +356,12 @@ impl Transactions {
         waits.then(|| self.pace.room_at(self.bulk_in_flight())).flatten()
     }
 
-    /// When this one has waited for its turn for too long.
+    /// When this one has waited for its turn for too long: as long as an answer may take, since the last grant; but
+    /// for what is there, which nobody waits for, as long as may be waited in all.
     fn late_at(&self, pending: &Pending) -> Instant {
-        self.last_granted.map_or(pending.began, |at| at.max(pending.began)) + ANSWER_TIMEOUT
+        let last = pending.began + MAX_WAIT;
+        let since = self.last_granted.map_or(pending.began, |at| at.max(pending.began));
+        if pending.rank == Rank::Kept { last } else { last.min(since + ANSWER_TIMEOUT) }
     }
 
     /// When something is to be repeated or given up.
@@ -444,17 +449,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_before_goes_last() {
+    fn what_is_there_goes_first_and_what_was_refused_before_goes_last() {
         let (start, mut ids) = (any_instant(), ids());
         let mut transactions = Transactions::new(false);
         let bind = |port| Request::ChannelBind { channel: port, peer: ([192, 0, 2, 1], port).into() };
-        transactions.ask_last(start, bind(1));
-        transactions.ask(start, bind(2));
+        transactions.ask_ranked(start, bind(3), Rank::Refused);
+        transactions.ask_ranked(start, bind(2), Rank::New);
+        transactions.ask_ranked(start, bind(1), Rank::Kept);
         let mut sent = || {
             transactions.poll_send(start, &mut ids, None).unwrap().unwrap();
             transactions.in_flight.last().unwrap().request.clone()
         };
-        assert_eq!((sent(), sent()), (bind(2), bind(1)));
+        assert_eq!([sent(), sent(), sent()], [1, 2, 3].map(bind));
     }
 
     #[test]
@@ -483,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_nonce_may_be_stale_only_so_often() {
-        let mut pending = Pending::new(REFRESH, any_instant());
+        let mut pending = Pending::new(REFRESH, any_instant(), Rank::Again);
         (0..MAX_CHALLENGES).for_each(|_| pending.count_challenge(438).unwrap());
         assert!(pending.count_challenge(438).unwrap_err().is_refusal());
     }

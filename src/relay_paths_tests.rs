@@ -1,0 +1,133 @@
+use super::*;
+use crate::clock::now;
+use crate::datagrams::tests::received;
+use std::future::poll_fn;
+use std::task::Poll;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn paths() -> RelayPaths {
+    RelayPaths::new(Arc::default(), 1 << 20, SECOND, SECOND, None)
+}
+
+fn io() -> Arc<UdpIo> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    Arc::new(UdpIo::new(socket).unwrap())
+}
+
+fn party(port: u16) -> UdpParty {
+    UdpParty { to: ([127, 0, 0, 1], port).into(), from: None }
+}
+
+fn side(name: &str) -> SideId {
+    SideId::new(name).unwrap()
+}
+
+/// All that would go to the relay.
+async fn sent(paths: &RelayPaths) -> Vec<u8> {
+    let mut all = Vec::new();
+    poll_fn(|cx| {
+        while let Poll::Ready(frames) = paths.flow.poll_front(cx, now(), 1 << 16) {
+            all.extend_from_slice(&frames);
+            paths.flow.advance(frames.len());
+        }
+        Poll::Ready(())
+    })
+    .await;
+    all
+}
+
+fn open(paths: &RelayPaths, now: Instant, number: u16) -> Option<Arc<ChannelPath>> {
+    match paths.incoming(now, number) {
+        Way::Open(path) => Some(path),
+        Way::New | Way::Unopened => None,
+    }
+}
+
+#[actix::test]
+async fn what_was_held_goes_to_the_peer_it_may_be_for_and_to_no_other() {
+    let (paths, io, start) = (paths(), io(), now());
+    let path = paths.add(start, io.clone(), party(1));
+    let say = |word: &[u8]| received(&[(word, word.len())], |received| path.send(now(), received));
+    say(b"early");
+    assert!(!path.is_open() && sent(&paths).await.is_empty());
+    assert!(paths.peer_present(start, &side("a"), &side("b")).is_empty());
+    assert_eq!(sent(&paths).await, b"\x40\x00\x00\x05early\0\0\0");
+    say(b"queued for b");
+    paths.peer_gone();
+    say(b"held for b");
+    paths.peer_present(start, &side("a"), &side("b"));
+    assert_eq!(sent(&paths).await, b"\x40\x00\x00\x0aheld for b\0\0");
+    paths.peer_gone();
+    say(b"held for b");
+    paths.peer_present(start, &side("a"), &side("A"));
+    assert_eq!(sent(&paths).await, b"");
+    say(b"to A");
+    assert_eq!(sent(&paths).await, b"\x40\x01\x00\x04to A");
+    assert_eq!(paths.counters.snapshot().drops.connection_lost, 2);
+}
+
+#[actix::test]
+async fn the_flows_of_a_peer_that_comes_back_are_the_same_and_those_of_another_end() {
+    let (paths, io, start) = (paths(), io(), now());
+    assert!(matches!(paths.incoming(start, 0x4001), Way::Unopened));
+    paths.peer_present(start, &side("a"), &side("b"));
+    assert_eq!(paths.lone_peer().as_deref(), Some("b"));
+    assert!(matches!(paths.incoming(start, 0x4001), Way::New));
+    let service = paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(7));
+    assert!(paths.lone_peer().is_none() && paths.has(&service));
+    service.from_peer.set(start);
+    paths.connection_ended();
+    assert!(!service.is_open() && paths.has(&service));
+    assert!(open(&paths, start, 0x4001).is_none());
+    assert!(paths.peer_present(start, &side("a"), &side("b")).is_empty());
+    assert!(Arc::ptr_eq(&open(&paths, start, 0x4001).unwrap(), &service));
+    let strangers = paths.peer_present(start, &side("a"), &side("c"));
+    assert!(Arc::ptr_eq(&strangers[0], &service) && !service.is_open());
+    assert!(matches!(paths.incoming(start, 0x4001), Way::New));
+}
+
+#[actix::test]
+async fn a_silent_flow_of_the_peer_ends_and_one_of_ours_pauses() {
+    let (paths, io, start) = (paths(), io(), now());
+    paths.peer_present(start, &side("a"), &side("b"));
+    let own = paths.add(start, io.clone(), party(1));
+    paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(7));
+    assert!(paths.expire(start + CHANNEL_LIFETIME - SECOND).is_empty() && own.is_open());
+    assert_eq!(paths.expire(start + CHANNEL_LIFETIME).len(), 1);
+    assert!(!own.is_open());
+    // The old number rests.
+    paths.open(start + CHANNEL_LIFETIME, &own);
+    assert!(open(&paths, start + CHANNEL_LIFETIME, 0x4002).is_some());
+}
+
+#[actix::test]
+async fn room_is_made_by_the_one_that_was_silent_longest() {
+    let (paths, io, start) = (paths(), io(), now());
+    paths.peer_present(start, &side("a"), &side("b"));
+    let first = paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(1));
+    assert!(matches!(paths.make_room(start, 2), Ok(None)));
+    paths.accept_service(start + SECOND, 0x4003, io.clone(), party(9).to, LinkId(2));
+    assert!(paths.make_room(start + 4 * SECOND, 2).is_err());
+    let given_way = paths.make_room(start + SILENT_TIMEOUT, 2).unwrap().unwrap();
+    assert!(Arc::ptr_eq(&given_way, &first));
+    assert!(matches!(paths.make_room(start + SILENT_TIMEOUT, 2), Ok(None)));
+}
+
+#[actix::test]
+async fn what_the_peers_applications_send_goes_to_our_newest() {
+    let (paths, io, start) = (paths(), io(), now());
+    paths.peer_present(start, &side("a"), &side("b"));
+    let incoming = paths.accept_application(start, 0x4001, io.clone());
+    assert_eq!(incoming.path.application(), None);
+    let first = paths.add(start, io.clone(), party(1));
+    let second = paths.add(start, io.clone(), party(2));
+    assert_eq!(incoming.path.application(), Some(party(2)));
+    paths.readdress(&second, party(3));
+    assert_eq!(incoming.path.application(), Some(party(3)));
+    paths.remove(start, &second);
+    assert_eq!(incoming.path.application(), Some(party(1)));
+    assert_eq!(first.path.application(), Some(party(1)));
+    assert_eq!(paths.applications().len(), 1);
+}
