@@ -43,6 +43,7 @@ mod info;
 pub(crate) mod lobby;
 pub(crate) mod messages;
 pub(crate) mod nonce;
+pub(crate) mod pace;
 pub(crate) mod rate;
 pub(crate) mod runs;
 pub(crate) mod side;
