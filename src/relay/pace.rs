@@ -40,19 +40,20 @@ mod tests {
     fn a_peer_is_waited_for_as_long_as_it_is_quick() {
         let (mut now, mut taken) = (crate::flow::tests::any_instant(), 0);
         let mut pace = Pace::new(now);
+        assert_eq!(pace.wait_until(now, taken), Some(now + PACE_INTERVAL));
         for _ in 0..10 {
-            assert_eq!(pace.wait_until(now, taken), Some(now + PACE_INTERVAL));
             now += PACE_INTERVAL;
             taken += QUICK_LEN;
+            assert_eq!(pace.wait_until(now, taken), Some(now + PACE_INTERVAL));
         }
         // One that takes less is not waited for, until it takes more again …
         taken += QUICK_LEN - 1;
-        assert!(pace.wait_until(now, taken - QUICK_LEN).is_some());
         now += PACE_INTERVAL;
-        assert_eq!(pace.wait_until(now, taken - 1), None);
-        assert_eq!(pace.wait_until(now + PACE_INTERVAL / 2, taken), None);
+        assert_eq!(pace.wait_until(now, taken), None);
+        assert_eq!(pace.wait_until(now + PACE_INTERVAL / 2, taken + QUICK_LEN), None);
         now += PACE_INTERVAL;
-        assert!(pace.wait_until(now, taken - 1 + QUICK_LEN).is_some());
+        taken += QUICK_LEN;
+        assert!(pace.wait_until(now, taken).is_some());
         now += PACE_INTERVAL;
         assert_eq!(pace.wait_until(now, taken), None);
         // … or is tried again after a while.
