@@ -29,8 +29,11 @@ struct Inner {
     queue: Queue,
     /// Woken when there is something to be written.
     writer: Option<Waker>,
-    /// Towards a side of a relay's pair: whose data comes in.
+    /// Towards a side of a relay's pair: whose data comes in, and who waits for the queue to be shorter.
     pairing: Option<Pairing>,
+    reader: Option<Waker>,
+    /// Bytes that the stream has taken so far.
+    taken: u64,
 }
 
 impl Flow {
@@ -46,7 +49,10 @@ impl Flow {
 
     fn of(protocol: Protocol, max_bytes: usize, max_age: Duration, counters: Arc<LiveCounters>) -> Self {
         let queue = Queue::new(protocol, max_bytes, max_age);
-        Self { inner: Mutex::new(Inner { queue, writer: None, pairing: None }), counters }
+        Self {
+            inner: Mutex::new(Inner { queue, writer: None, pairing: None, reader: None, taken: 0 }),
+            counters,
+        }
     }
 
     /// Appends a batch as far as it fits, and wakes the writer if the queue was empty.
@@ -116,6 +122,24 @@ impl Flow {
         wake(inner);
     }
 
+    /// Waits while the queue is long: more than a quarter of what it may hold.
+    pub(crate) fn poll_short(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.lock();
+        if !inner.queue.is_long() {
+            return Poll::Ready(());
+        }
+        match &mut inner.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// How many bytes the stream has taken so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.lock().taken
+    }
+
     fn fill<R>(&self, push: impl FnOnce(&mut Queue) -> R) -> R {
         let mut inner = self.lock();
         let result = push(&mut inner.queue);
@@ -143,7 +167,14 @@ impl Flow {
 
     /// The stream took `taken` bytes of the front. Counts the datagrams that are now complete.
     pub(crate) fn advance(&self, taken: usize) {
-        let finished = self.lock().queue.advance(taken);
+        let mut inner = self.lock();
+        let finished = inner.queue.advance(taken);
+        inner.taken += taken as u64;
+        let reader = if inner.queue.is_long() { None } else { inner.reader.take() };
+        drop(inner);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
         if finished.datagrams > 0 {
             self.counters.sent_to_tcp(finished.datagrams, finished.bytes);
         }

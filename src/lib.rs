@@ -38,7 +38,7 @@
 //!
 //! # Where to look
 //!
-//! - [`config`]: what sessions, TURN clients and a supervisor are told.
+//! - [`config`]: what sessions, TURN clients, relays and a supervisor are told.
 //! - [`credentials`]: user names and passwords for TURN servers.
 //! - [`supervisor`]: the messages that start and stop sessions and subscribe to events.
 //! - [`session`]: the messages a session takes: [`Connect`](session::Connect), [`Listen`](session::Listen),
@@ -47,6 +47,7 @@
 //! - [`counters`]: what was carried, and what was dropped for which reason.
 //! - [`udp`], [`tcp`]: the actors at the two ends of a link; a session starts them.
 //! - [`turn`]: the messages a TURN client takes, and [`RelayStream`](turn::RelayStream).
+//! - [`relay`]: the messages a TCP relay takes, where sides that can only call out meet.
 //!
 //! *The seeds*, in the documentation of single items, are the two descriptions that this crate follows: wodVPN's
 //! TCPHandler, which is a session here, and the observer of icey's TURN client. What stands for something of theirs

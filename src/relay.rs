@@ -43,6 +43,7 @@ mod info;
 pub(crate) mod lobby;
 pub(crate) mod messages;
 pub(crate) mod nonce;
+pub(crate) mod pace;
 pub(crate) mod rate;
 pub(crate) mod runs;
 pub(crate) mod side;
@@ -436,7 +437,7 @@ impl Handler<SideLeaves> for TcpRelayActor {
 
     fn handle(&mut self, message: SideLeaves, _: &mut Self::Context) {
         let SideLeaves { key, ending } = message;
-        self.lobby.leave(key);
+        // One that has not joined stays in the lobby until it is gone: it costs a descriptor for as long.
         self.leave(key, cause_of(ending));
     }
 }

@@ -27,6 +27,7 @@ use crate::relay::TcpRelayActor;
 use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output};
 use crate::relay::directory::{ConnectionKey, Newcomer, Pairing, Refused};
 use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
+use crate::relay::pace::Pace;
 use crate::relay::runs::{self, Run};
 use crate::relay_desk::{Desk, Meeting, SharedRate, Told};
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
@@ -70,7 +71,7 @@ pub(crate) struct RelayConnection {
     side: Side,
     /// For the core's deadlines.
     timer: Option<Pin<Box<Sleep>>>,
-    /// It is not read from before this, for its pair has sent too much.
+    /// It is not read from before this: its pair has sent too much, or its peer's queue is long.
     pause: Option<Pin<Box<Sleep>>>,
     closing: Option<Shut>,
 }
@@ -111,7 +112,18 @@ impl RelayConnection {
             stream,
             reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
             writer: FrameWriter::default(),
-            side: Side { core, desk, config, relay, met: None, rate: None, seen: 0, now: now(), ended: None },
+            side: Side {
+                core,
+                desk,
+                config,
+                relay,
+                met: None,
+                rate: None,
+                pace: Pace::new(now()),
+                seen: 0,
+                now: now(),
+                ended: None,
+            },
             timer: None,
             pause: None,
             closing: None,
@@ -138,6 +150,7 @@ impl RelayConnection {
         }
         if side.ended.is_none()
             && side.poll_rate(cx, pause).is_ready()
+            && side.poll_room(cx, pause).is_ready()
             && let Poll::Ready(end) = reader.poll(cx, stream, side, now, |_| {})
         {
             match end {
@@ -209,12 +222,18 @@ impl RelayConnection {
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<LeaveCause> {
         let Self { stream, writer, side, closing, .. } = self;
         let Some(shut) = closing else { return Poll::Pending };
+        while let Poll::Ready(told) = side.desk.poll_told(cx) {
+            if matches!(told, Told::PlaceNeeded | Told::Abandoned) {
+                return Poll::Ready(shut.cause);
+            }
+        }
         if !shut.is_done {
             let flow = &side.desk.flow;
             if writer.poll(cx, stream, flow, now()).is_ready() {
                 return Poll::Ready(shut.cause);
             }
-            shut.is_done = flow.is_empty() && Pin::new(&mut *stream).poll_shutdown(cx).is_ready();
+            // Data may have come in again, from a peer that has yet to hear of this; it goes nowhere.
+            shut.is_done = flow.control_len() == 0 && Pin::new(&mut *stream).poll_shutdown(cx).is_ready();
         }
         for _ in 0..MAX_DISCARDS {
             let mut discarded = [0; 4096];
@@ -255,6 +274,8 @@ struct Side {
     /// Its peer, and where its datagrams go, while there is one.
     met: Option<Meeting>,
     rate: Option<SharedRate>,
+    /// The peer's.
+    pace: Pace,
     /// How many of the bytes that come next have been here before.
     seen: usize,
     /// Of this turn.
@@ -335,10 +356,19 @@ impl Side {
             way.to.tell(Told::Slowed(way.pairing, wait));
         }
         drop(rate);
-        let deadline = (self.now + wait).into();
-        let pause = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        pause.as_mut().reset(deadline);
-        pause.as_mut().poll(cx)
+        poll_pause(cx, pause, self.now + wait)
+    }
+
+    /// Pending while the peer's queue is long and the peer quick.
+    fn poll_room(&mut self, cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
+        let Some(Meeting { way, .. }) = &self.met else { return Poll::Ready(()) };
+        if way.to.flow.poll_short(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match self.pace.wait_until(self.now, way.to.flow.taken()) {
+            Some(until) => poll_pause(cx, pause, until),
+            None => Poll::Ready(()),
+        }
     }
 
     fn outputs(&mut self) {
@@ -441,6 +471,13 @@ impl FrameSink for Side {
     fn datagrams(&self, rest: &[u8]) -> u64 {
         runs::begun(rest)
     }
+}
+
+fn poll_pause(cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>, until: Instant) -> Poll<()> {
+    let until = until.into();
+    let pause = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+    pause.as_mut().reset(until);
+    pause.as_mut().poll(cx)
 }
 
 fn code_of(refused: Refused) -> u16 {

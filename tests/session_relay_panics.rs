@@ -26,7 +26,10 @@ async fn panic_in(house: &mut House, session: &str, victim: PanicIn, actor: &str
     let _ = house.supervisor.send(message).await.unwrap();
     house
         .event(session, |kind| match kind {
-            EventKind::ActorPanicked { actor: who } => Some(assert!(who.starts_with(actor), "{who}")),
+            EventKind::ActorPanicked { actor: who } => {
+                assert!(who.starts_with(actor), "{who}");
+                Some(())
+            }
             _ => None,
         })
         .await;

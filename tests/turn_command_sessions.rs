@@ -133,7 +133,7 @@ fn a_file_with_turn_clients_is_checked_and_run() {
         Relay::of(program().args(args).args([path, "--json"]).env("PW", PASSWORD).stdout(Stdio::piped()))
     };
     let checked = with(&["check"]).end();
-    let fine = serde_json::json!({ "file": path, "sessions": 2, "turns": 1 }).to_string();
+    let fine = serde_json::json!({ "file": path, "sessions": 2, "turns": 1, "relays": 0 }).to_string();
     assert_eq!((checked.code, checked.stdout), (Some(0), vec![fine]));
     let unset = run(&format!("check {path}"));
     assert_eq!(unset.code, Some(2));

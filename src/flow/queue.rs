@@ -202,6 +202,11 @@ impl Queue {
         self.control_len
     }
 
+    /// Whether it holds more than a quarter of what it may: somebody reads faster than another takes.
+    pub(crate) fn is_long(&self) -> bool {
+        self.weight > self.max_weight / 4
+    }
+
     /// Drops what is too old.
     pub(crate) fn expire(&mut self, now: Instant) {
         let is_lent = self.lent == Lent::Data;
