@@ -72,6 +72,17 @@ impl Flow {
         self.change_pairing(Some(pairing));
     }
 
+    /// The same two are to begin anew: what this flow held is dropped, and waits for [`admit`](Self::admit) again. Nothing
+    /// happens if they have parted.
+    pub(crate) fn meet_again(&self, pairing: Pairing) {
+        let mut inner = self.lock();
+        if inner.pairing == Some(pairing) {
+            inner.queue.drop_data();
+            inner.queue.hold(true);
+            self.count_dropped(&mut inner.queue);
+        }
+    }
+
     /// They have parted: what it held is dropped, and no data comes in. A frame once begun is finished.
     pub(crate) fn part(&self) {
         self.change_pairing(None);

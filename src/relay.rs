@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -21,19 +21,17 @@ use crate::link::{Ending, Mortal, Obituary};
 use crate::listen::Listener;
 use crate::relay_accept::Accept;
 use crate::relay_arrival::{ConnectionEnded, HandshakeFailed};
-use crate::relay_conn::{JoinWanted, SideLeaves, cause_of};
-use crate::relay_desk::{Desk, Meeting, Told, Way};
+use crate::relay_conn::{JoinWanted, Rejected, SideLeaves, cause_of};
+use crate::relay_desk::{Desk, Meeting, SharedRate, Told, Way};
 use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
-use crate::stun;
 use crate::supervisor::{Reporter, SupervisorActor};
-use accounts::{Accounts, AccountsError};
-use connection::{Ending as Closed, Shared};
+use connection::Shared;
 use directory::{ConnectionKey, Directory, Joined, Limits, Met, Order, Refused};
 pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
 use lobby::Lobby;
 use messages::PairId;
-use nonce::NonceKey;
+use rate::Rate;
 
 pub(crate) mod accounts;
 pub(crate) mod attributes;
@@ -44,7 +42,8 @@ pub(crate) mod directory;
 mod info;
 pub(crate) mod lobby;
 pub(crate) mod messages;
-mod nonce;
+pub(crate) mod nonce;
+pub(crate) mod rate;
 pub(crate) mod runs;
 pub(crate) mod side;
 
@@ -119,6 +118,8 @@ pub struct TcpRelayActor {
     directory: Directory,
     /// What connections that are gone have carried, of pairs that are still here.
     past: HashMap<PairId, Counters>,
+    /// Where the rate is limited: of the pairs that are here.
+    rates: HashMap<PairId, SharedRate>,
     refusals: OncePerSecond,
     stopping: bool,
     obituary: Obituary,
@@ -148,6 +149,7 @@ impl TcpRelayActor {
             arbiters,
             directory: Directory::new(limits),
             past: HashMap::new(),
+            rates: HashMap::new(),
             refusals: OncePerSecond::default(),
             stopping: false,
             obituary: Obituary::new(who, supervisor),
@@ -216,13 +218,20 @@ impl TcpRelayActor {
                     peer: desk.peer,
                     paired,
                 };
-                desk.tell(Told::Joined(meeting));
+                let rate = self.rate_of(pair);
+                desk.tell(Told::Joined(meeting, rate));
                 if let Some(guest) = self.guests.get_mut(&key) {
                     guest.member = Some(member);
                 }
                 self.report(event);
             }
         }
+    }
+
+    fn rate_of(&mut self, pair: PairId) -> Option<SharedRate> {
+        let limit = self.config.max_rate?;
+        let rate = self.rates.entry(pair).or_insert_with(|| Arc::new(Mutex::new(Rate::new(now(), limit))));
+        Some(rate.clone())
     }
 
     fn order(&mut self, to: ConnectionKey, order: Order) {
@@ -266,6 +275,7 @@ impl TcpRelayActor {
                 }
                 _ => {
                     self.past.remove(&pair);
+                    self.rates.remove(&pair);
                 }
             }
         }
@@ -335,20 +345,6 @@ impl TcpRelayActor {
             ctx.stop();
         }
     }
-}
-
-/// What the connections of a relay have in common, from its configuration.
-///
-/// # Errors
-/// Realm, user names or passwords hold what may not be in them.
-pub(crate) fn shared(config: &RelayConfig) -> Result<Shared, AccountsError> {
-    let mut accounts = Accounts::new(&*config.realm)?;
-    config.users.iter().try_for_each(|user| accounts.insert(user))?;
-    if let Some(key) = &config.shared_key {
-        accounts.set_shared_key(key.clone())?;
-    }
-    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
-    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
 }
 
 /// When somebody is to come back, so that not all do at once.
@@ -427,14 +423,19 @@ impl Handler<HandshakeFailed> for TcpRelayActor {
     }
 }
 
+impl Handler<Rejected> for TcpRelayActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Rejected, _: &mut Self::Context) {
+        self.refuse(message.peer, JoinRefusal::Unauthenticated);
+    }
+}
+
 impl Handler<SideLeaves> for TcpRelayActor {
     type Result = ();
 
     fn handle(&mut self, message: SideLeaves, _: &mut Self::Context) {
         let SideLeaves { key, ending } = message;
-        if let (Closed::TooManyRefused, Some(guest)) = (ending, self.guests.get(&key)) {
-            self.refuse(guest.desk.peer, JoinRefusal::TooManyRefused);
-        }
         self.lobby.leave(key);
         self.leave(key, cause_of(ending));
     }

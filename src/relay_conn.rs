@@ -6,8 +6,9 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,10 +25,10 @@ use crate::event::LeaveCause;
 use crate::link_stream::Stream;
 use crate::relay::TcpRelayActor;
 use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output};
-use crate::relay::directory::{ConnectionKey, Newcomer, Refused};
+use crate::relay::directory::{ConnectionKey, Newcomer, Pairing, Refused};
 use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
 use crate::relay::runs::{self, Run};
-use crate::relay_desk::{Desk, Meeting, Told, Way};
+use crate::relay_desk::{Desk, Meeting, SharedRate, Told};
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
 
 /// A message begun has this long; and a side that takes none of its answers.
@@ -43,6 +44,13 @@ const MAX_DISCARDS: usize = 16;
 pub(crate) struct JoinWanted {
     pub(crate) key: ConnectionKey,
     pub(crate) who: Newcomer,
+}
+
+/// Somebody claimed to be a user and was not.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Rejected {
+    pub(crate) peer: SocketAddr,
 }
 
 /// It is no side any more, and is being closed.
@@ -62,6 +70,8 @@ pub(crate) struct RelayConnection {
     side: Side,
     /// For the core's deadlines.
     timer: Option<Pin<Box<Sleep>>>,
+    /// It is not read from before this, for its pair has sent too much.
+    pause: Option<Pin<Box<Sleep>>>,
     closing: Option<Shut>,
 }
 
@@ -101,8 +111,9 @@ impl RelayConnection {
             stream,
             reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
             writer: FrameWriter::default(),
-            side: Side { core, desk, config, relay, way: None, seen: 0, now: now(), ended: None },
+            side: Side { core, desk, config, relay, met: None, rate: None, seen: 0, now: now(), ended: None },
             timer: None,
+            pause: None,
             closing: None,
         }
     }
@@ -111,7 +122,7 @@ impl RelayConnection {
     /// pending, with `closing` set, where it is to be closed in order.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<LeaveCause> {
         let now = now();
-        let Self { stream, reader, writer, side, .. } = self;
+        let Self { stream, reader, writer, side, pause, .. } = self;
         side.now = now;
         while let Poll::Ready(told) = side.desk.poll_told(cx) {
             match told {
@@ -126,6 +137,7 @@ impl RelayConnection {
             }
         }
         if side.ended.is_none()
+            && side.poll_rate(cx, pause).is_ready()
             && let Poll::Ready(end) = reader.poll(cx, stream, side, now, |_| {})
         {
             match end {
@@ -138,7 +150,7 @@ impl RelayConnection {
             }
         }
         let was_congested = side.is_congested();
-        if let Poll::Ready(_) = writer.poll(cx, stream, &side.desk.flow, now) {
+        if writer.poll(cx, stream, &side.desk.flow, now).is_ready() {
             return Poll::Ready(LeaveCause::Broken);
         }
         if was_congested && !side.is_congested() {
@@ -184,7 +196,7 @@ impl RelayConnection {
 
     /// What is queued for the side as control is still to be written, data is not.
     fn begin_closing(&mut self, ending: Ending) {
-        self.side.way = None;
+        self.side.met = None;
         self.side.desk.flow.part();
         self.count_unfinished();
         let deadline = Box::pin(tokio::time::sleep(CLOSING_TIMEOUT));
@@ -240,8 +252,9 @@ struct Side {
     desk: Arc<Desk>,
     config: Arc<RelayConfig>,
     relay: Addr<TcpRelayActor>,
-    /// Where its datagrams go, while there is a peer.
-    way: Option<Way>,
+    /// Its peer, and where its datagrams go, while there is one.
+    met: Option<Meeting>,
+    rate: Option<SharedRate>,
     /// How many of the bytes that come next have been here before.
     seen: usize,
     /// Of this turn.
@@ -253,7 +266,8 @@ impl Side {
     fn told(&mut self, told: Told) {
         let now = self.now;
         match told {
-            Told::Joined(meeting) => {
+            Told::Joined(meeting, rate) => {
+                self.rate = rate;
                 self.core.join_answered(now, JoinAnswer::Joined { is_peer_there: meeting.is_some() });
                 if let Some(meeting) = meeting {
                     self.meet(meeting);
@@ -264,8 +278,9 @@ impl Side {
                 self.core.join_answered(now, JoinAnswer::Refused(refusal));
             }
             Told::PeerPresent(meeting) => self.meet(meeting),
+            Told::Slowed(pairing, wait) => self.slow(pairing, wait),
             Told::PeerGone => {
-                self.way = None;
+                self.met = None;
                 let gone = Peer { status: PeerStatus::Gone, side: None, user: None, retry_after: None };
                 self.core.peer(now, &gone);
             }
@@ -284,14 +299,46 @@ impl Side {
     }
 
     fn meet(&mut self, meeting: Meeting) {
+        self.introduce(&meeting, None);
+        self.met = Some(meeting);
+    }
+
+    /// Its peer is who it was, and each of the two is read from more slowly. The news ends all channels, so what is under
+    /// way on them is dropped.
+    fn slow(&mut self, pairing: Pairing, wait: Duration) {
+        if let Some(meeting) = self.met.take_if(|met| met.way.pairing == pairing) {
+            self.desk.flow.meet_again(pairing);
+            self.introduce(&meeting, Some(wait));
+            self.met = Some(meeting);
+        }
+    }
+
+    fn introduce(&mut self, meeting: &Meeting, retry_after: Option<Duration>) {
         let Meeting { way, side, user } = meeting;
-        let user = user.map(|user| user.to_string());
-        let here = Peer { status: PeerStatus::Present, side: Some(side), user, retry_after: None };
+        let (side, user) = (Some(side.clone()), user.as_ref().map(|user| user.to_string()));
+        let here = Peer { status: PeerStatus::Present, side, user, retry_after };
         self.core.peer(self.now, &here);
         self.outputs();
         // Its datagrams go behind the news of it.
         self.desk.flow.admit(way.pairing);
-        self.way = Some(way);
+    }
+
+    /// Pending while the pair has sent more than it may.
+    fn poll_rate(&self, cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
+        let Some(rate) = &self.rate else { return Poll::Ready(()) };
+        let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wait) = rate.wait(self.now) else { return Poll::Ready(()) };
+        if let Some(Meeting { way, .. }) = &self.met
+            && rate.tells(way.pairing)
+        {
+            self.desk.tell(Told::Slowed(way.pairing, wait));
+            way.to.tell(Told::Slowed(way.pairing, wait));
+        }
+        drop(rate);
+        let deadline = (self.now + wait).into();
+        let pause = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        pause.as_mut().reset(deadline);
+        pause.as_mut().poll(cx)
     }
 
     fn outputs(&mut self) {
@@ -312,6 +359,9 @@ impl Side {
                     self.relay.do_send(SideLeaves { key: self.desk.key, ending });
                 }
             }
+        }
+        if self.core.take_rejected() {
+            self.relay.do_send(Rejected { peer: self.desk.peer });
         }
     }
 
@@ -353,9 +403,12 @@ impl Side {
     }
 
     fn forward(&self, frames: &[u8], run: Run) {
-        let Run { datagrams, payload, .. } = run;
-        match &self.way {
-            Some(way) if self.core.may_forward() => {
+        let Run { len, datagrams, payload } = run;
+        if let Some(rate) = &self.rate {
+            rate.lock().unwrap_or_else(PoisonError::into_inner).take(self.now, len);
+        }
+        match &self.met {
+            Some(Meeting { way, .. }) if self.core.may_forward() => {
                 let frames = Bytes::copy_from_slice(frames);
                 way.to.flow.push_of(way.pairing, self.now, Batch { frames, datagrams, payload });
             }

@@ -14,6 +14,7 @@ use crate::counters::LiveCounters;
 use crate::flow::Flow;
 use crate::relay::directory::{ConnectionKey, Pairing, Refused};
 use crate::relay::messages::{Instance, SideId};
+use crate::relay::rate::Rate;
 
 /// See the file's head.
 #[derive(Debug)]
@@ -39,11 +40,13 @@ struct Orders {
 #[derive(Debug)]
 pub(crate) enum Told {
     /// It has become a side; its peer is there already, or not.
-    Joined(Option<Meeting>),
+    Joined(Option<Meeting>, Option<SharedRate>),
     /// It has not; after this time it may be worth another try.
     Refused(Refused, Option<Duration>),
     PeerPresent(Meeting),
     PeerGone,
+    /// The two of this pairing send too much; after this time they are read again.
+    Slowed(Pairing, Duration),
     /// The session with this instance has taken its place.
     Superseded(Instance),
     /// The relay stops; the side may come back after this time.
@@ -55,6 +58,9 @@ pub(crate) enum Told {
     #[cfg(feature = "test-panic")]
     Panic,
 }
+
+/// What the two sides of a pair may send, where that is limited.
+pub(crate) type SharedRate = Arc<Mutex<Rate>>;
 
 /// Whom a side has met, and the way of its datagrams there.
 #[derive(Debug)]

@@ -12,11 +12,14 @@ use crate::clock::now;
 use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::event::{Cause, Event, EventKind};
 use crate::link::{Ending, Mortal, Part, Wait};
+use crate::relay::accounts::{Accounts, AccountsError};
 use crate::relay::connection::Shared;
-use crate::relay::{self, RelaySeed, TcpRelayActor};
+use crate::relay::nonce::NonceKey;
+use crate::relay::{RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
 use crate::sockopt::TcpOptions;
+use crate::stun;
 use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
 use crate::turn::{TurnClientActor, TurnSeed};
@@ -152,7 +155,7 @@ impl SupervisorActor {
         config.validate()?;
         let name = config.name.clone();
         self.check_free(&name)?;
-        let shared = relay::shared(&config)
+        let shared = shared_of(&config)
             .map_err(|error| StartError::RelayUsers { relay: name.clone(), why: error.to_string() })?;
         let sockets = Sockets::open_relay(&config)
             .map_err(|source| StartError::RelaySocket { relay: name.clone(), source })?;
@@ -354,6 +357,20 @@ impl SupervisorActor {
         let SupervisorConfig { backoff_min, backoff_max, max_panics, panic_window, .. } = self.config;
         Limits { backoff_min, backoff_max, max_panics, panic_window }
     }
+}
+
+/// What the connections of a relay have in common, from its configuration.
+///
+/// # Errors
+/// Realm, user names or passwords hold what may not be in them.
+fn shared_of(config: &RelayConfig) -> Result<Shared, AccountsError> {
+    let mut accounts = Accounts::new(&*config.realm)?;
+    config.users.iter().try_for_each(|user| accounts.insert(user))?;
+    if let Some(key) = &config.shared_key {
+        accounts.set_shared_key(key.clone())?;
+    }
+    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
+    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
 }
 
 /// Whether, and after what, the part is to be started again.

@@ -85,7 +85,7 @@ fn floods(side: Side, number: [u8; 8]) {
 
 #[actix::test]
 async fn nothing_meant_for_an_old_peer_reaches_a_new_one() {
-    const GENERATIONS: u64 = 150;
+    const GENERATIONS: u64 = 60;
     let house = House::with(workers(2)).await;
     let mut config = config("relay");
     config.queue_bytes = 64 << 10;

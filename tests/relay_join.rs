@@ -3,11 +3,14 @@
 
 mod support;
 
+use std::time::Instant;
+
 use actix_relay::credentials::UserPassword;
 use actix_relay::event::{JoinRefusal, LeaveCause, RelayEvent};
 use support::House;
 use support::relay_side::{
-    Came, INSTANCE, LIFETIME, PASSWORD, PEER_STATUS, REASON, REFRESH, SIDE_ID, Side, USER, USERNAME, config,
+    BINDING, Came, Class, INSTANCE, LIFETIME, PASSWORD, PEER_STATUS, REASON, REFRESH, SIDE_ID, Side, USER,
+    USERNAME, config, stun,
 };
 
 #[actix::test]
@@ -121,7 +124,7 @@ async fn an_unknown_user_and_a_wrong_password_are_not_told_apart_and_four_are_en
         RelayEvent::JoinRefused { reason, .. } => Some(*reason),
         _ => None,
     });
-    assert_eq!(reason.await, JoinRefusal::TooManyRefused);
+    assert_eq!(reason.await, JoinRefusal::Unauthenticated);
     assert_eq!(house.relay_info("relay").await.sides, 0);
 }
 
@@ -186,4 +189,27 @@ async fn a_side_that_waits_long_enough_is_told_so() {
     side.join_as("secret", "a", &[0; 8], None).await.unwrap();
     let answer = side.request(REFRESH, &[(LIFETIME, &100_000u32.to_be_bytes())]).await;
     assert_eq!(answer.number(LIFETIME), Some(3600));
+}
+
+#[actix::test]
+async fn who_says_nothing_is_asked_after_15_s_and_given_up_10_s_later() {
+    let mut house = House::new().await;
+    let (_, relay) = house.start_relay(config("relay")).await;
+    let (mut silent, mut well) = Side::pair(relay, "secret").await;
+    let began = Instant::now();
+    let asked = silent.stun().await;
+    assert_eq!((asked.method, asked.class), (BINDING, Class::Request));
+    assert!((14..17).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // Any byte will do.
+    let asked = well.stun().await;
+    assert_eq!(asked.method, BINDING);
+    well.send(&stun(BINDING, Class::Success, asked.id, &[], None)).await;
+    assert_eq!(silent.closed_for().await, 3);
+    assert!((24..29).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(well.peer().await, 2);
+    let cause = house.relay_event("relay", |event| match event {
+        RelayEvent::SideLeft { cause, .. } => Some(*cause),
+        _ => None,
+    });
+    assert_eq!(cause.await, LeaveCause::Idle);
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use actix_relay::config::RelayConfig;
 use actix_relay::event::{JoinRefusal, RelayEvent};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::relay_side::{Class, JOIN, Side, config, data, stun};
+use support::relay_side::{
+    Came, Class, JOIN, PEER, PEER_STATUS, RETRY_AFTER, SIDE_ID, Side, config, data, stun,
+};
 use support::{House, PATIENCE};
 use tokio::net::TcpSocket;
 use tokio::sync::Mutex;
@@ -134,6 +136,51 @@ async fn before_joining_there_are_4_kib_and_10_s() {
     }
     assert_eq!(patient.closed_for().await, 6);
     assert!((10..PATIENCE.as_secs()).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[actix::test]
+async fn a_pair_that_sends_too_much_is_read_later_and_told_so() {
+    let house = House::new().await;
+    let mut config = config("relay");
+    config.max_rate = Some(1_000_000);
+    config.max_sessions_per_user = 2;
+    let (_, relay) = house.start_relay(config).await;
+    let (mut a, mut b) = Side::pair(relay, "secret").await;
+    let (began, sent, mut received) = (Instant::now(), 3000, 0);
+    let mut told = None;
+    let send = async {
+        for _ in 0..sent {
+            a.send_data(0x4000, &[7; 1000]).await;
+        }
+    };
+    let receive = async {
+        while !house
+            .relay_pairs("relay")
+            .await
+            .iter()
+            .all(|pair| pair.counters.forwarded.datagrams + pair.counters.drops.total() == sent)
+        {
+            while let Some(came) = b.try_next() {
+                match came {
+                    Came::Data(..) => received += 1,
+                    Came::Stun(stun) => {
+                        assert_eq!((stun.method, stun.number(PEER_STATUS)), (PEER, Some(1)));
+                        assert!(told.replace(stun.number(RETRY_AFTER).unwrap()).is_none(), "told twice");
+                    }
+                    Came::Fin => panic!("closed"),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::join!(send, receive);
+    let took = began.elapsed();
+    eprintln!("3 MB at 1 MB/s: {took:?}, {received} arrived, told {told:?} ms");
+    assert!(took > Duration::from_millis(1800), "{took:?}");
+    assert!(received > sent / 2 && told.is_some());
+    let peer = a.stun().await;
+    assert_eq!((peer.method, peer.number(PEER_STATUS)), (PEER, Some(1)));
+    assert_eq!((peer.get(SIDE_ID), peer.number(RETRY_AFTER)), (Some(&b"b"[..]), told));
 }
 
 #[actix::test]

@@ -69,6 +69,9 @@ pub(super) struct RelayArgs {
     /// How long a side may ask to wait for its peer; it may ask again [default: 1h]
     #[arg(long, help_heading = "Limits", value_name = "SECS", value_parser = seconds)]
     max_lifetime: Option<Duration>,
+    /// Bytes a second that one pair may send, both sides together, at least 65536 [default: no limit]
+    #[arg(long, help_heading = "Limits", value_name = "BYTES")]
+    max_rate: Option<u64>,
     /// The longest datagram that is forwarded, in bytes [default: 65527]
     #[arg(long, help_heading = "Limits", value_name = "BYTES")]
     max_datagram: Option<usize>,
@@ -106,6 +109,7 @@ impl RelayArgs {
         config.max_sessions_per_user = self.max_sessions_per_user.unwrap_or(config.max_sessions_per_user);
         config.max_pairs = self.max_pairs.unwrap_or(config.max_pairs);
         config.max_lifetime = self.max_lifetime.unwrap_or(config.max_lifetime);
+        config.max_rate = self.max_rate;
         config.max_datagram = self.max_datagram.unwrap_or(config.max_datagram);
         common.plan_relay(config)
     }
@@ -173,7 +177,7 @@ mod tests {
         let config = relay(
             "--user alice:hunter2 --user bob:with:colon --pairs-across-users --max-unjoined 10 \
              --max-unjoined-per-address 2 --max-sessions-per-user 3 --max-pairs 4 --max-lifetime 60 \
-             --max-datagram 1500 --max-queue-delay 20ms --congestion bbr --fwmark 7",
+             --max-datagram 1500 --max-rate 1000000 --max-queue-delay 20ms --congestion bbr --fwmark 7",
         )
         .unwrap();
         let mut expected = RelayConfig::new("relay", addr("127.0.0.1:0").unwrap(), "r")
@@ -182,6 +186,7 @@ mod tests {
         expected.pairs_across_users = true;
         (expected.max_unjoined, expected.max_unjoined_per_address) = (10, 2);
         (expected.max_sessions_per_user, expected.max_pairs, expected.max_datagram) = (3, 4, 1500);
+        expected.max_rate = Some(1_000_000);
         expected.max_lifetime = Duration::from_secs(60);
         expected.max_queue_delay = Duration::from_millis(20);
         (expected.congestion, expected.fwmark) = (Some("bbr".to_owned()), Some(7));

@@ -48,6 +48,10 @@ pub struct RelayConfig {
     /// How long a side may ask to wait for its peer, 10 s to 1 h (the default). It may ask again and again.
     #[serde(default = "own::max_lifetime", with = "duration")]
     pub max_lifetime: Duration,
+    /// Bytes a second that one pair may send, both sides together, at least 65,536; `None` (the default) sets no limit.
+    /// What comes faster is read later, and the sides are told so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<u64>,
     /// The longest datagram that is forwarded, 1 to 65,527 bytes (the default); longer ones are dropped.
     #[serde(default = "own::max_datagram")]
     pub max_datagram: usize,
@@ -112,6 +116,7 @@ impl RelayConfig {
             max_sessions_per_user: own::max_sessions_per_user(),
             max_pairs: own::max_pairs(),
             max_lifetime: own::max_lifetime(),
+            max_rate: None,
             max_datagram: own::max_datagram(),
             tls: None,
             fwmark: None,
@@ -191,6 +196,9 @@ impl RelayConfig {
         if !(10..=3600).contains(&self.max_lifetime.as_secs()) {
             return Err(("max_lifetime", "must be 10s to 1h"));
         }
+        if self.max_rate.is_some_and(|rate| !(65_536..=1 << 50).contains(&rate)) {
+            return Err(("max_rate", "must be 65536 bytes a second or more"));
+        }
         if !(1..=65_527).contains(&self.max_datagram) {
             return Err(("max_datagram", "must be 1 to 65527 bytes"));
         }
@@ -218,7 +226,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_a_password() {
         type Change = fn(&mut RelayConfig);
-        let wrong: [(Change, &str); 14] = [
+        let wrong: [(Change, &str); 15] = [
             (|c| c.name = "".into(), "name must have"),
             (|c| c.local_tcp.clear(), "local_tcp must name 1 to 16"),
             (|c| c.realm.clear(), "realm must have 1 to 127"),
@@ -232,6 +240,7 @@ mod tests {
             (|c| c.max_sessions_per_user = 0, "max_sessions_per_user must be"),
             (|c| c.max_lifetime = Duration::from_secs(9), "max_lifetime must be"),
             (|c| c.max_datagram = 65_528, "max_datagram must be"),
+            (|c| c.max_rate = Some(65_535), "max_rate must be"),
             (|c| c.queue_bytes = 1, "queue_bytes must be"),
         ];
         for (change, expected) in wrong {

@@ -55,8 +55,8 @@ impl fmt::Display for LeaveCause {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum JoinRefusal {
-    /// Four of its Joins were refused: no such user, wrong password, expired, or one of the reasons below.
-    TooManyRefused,
+    /// 401: no such user, wrong password, or expired.
+    Unauthenticated,
     /// 403: the pair, or the side, is another user's.
     NotYours,
     /// 409: two other sides are there.
@@ -72,7 +72,7 @@ pub enum JoinRefusal {
 impl fmt::Display for JoinRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TooManyRefused => "four of its attempts to join were refused",
+            Self::Unauthenticated => "unknown user, wrong password, or expired (401)",
             Self::NotYours => "the pair or the side is another user's (403)",
             Self::TwoOthers => "two other sides are there (409)",
             Self::SessionsUsedUp => "its user's sessions are used up (486)",

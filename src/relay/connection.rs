@@ -134,6 +134,8 @@ pub(crate) struct Connection {
     unjoined_len: usize,
     is_challenged: bool,
     refused: u8,
+    /// Since it was last asked for: somebody claimed to be a user and was not.
+    rejected: bool,
     state: State,
     outputs: VecDeque<Output>,
 }
@@ -198,6 +200,7 @@ impl Connection {
             unjoined_len: 0,
             is_challenged: false,
             refused: 0,
+            rejected: false,
             state: State::Unjoined,
             outputs: VecDeque::new(),
         }
@@ -328,6 +331,11 @@ impl Connection {
         self.outputs.pop_front()
     }
 
+    /// Whether, since the last call, somebody claimed to be a user and was not (401): whoever keeps the relay should know.
+    pub(crate) fn take_rejected(&mut self) -> bool {
+        std::mem::take(&mut self.rejected)
+    }
+
     /// When it has been silent for too long: to be left unasked, or to be left alone.
     fn silent_at(&self) -> Instant {
         self.pinged.map_or(self.heard + SILENCE_TIMEOUT, |pinged| pinged + PING_TIMEOUT)
@@ -405,6 +413,7 @@ impl Connection {
     /// Answers with an error, sealed if the request was authenticated; 401 and 438 with a new nonce.
     fn refuse(&mut self, now: Instant, request: &Message<'_>, fault: Fault, key: Option<&Key>) {
         let Fault { code, unknown } = fault;
+        self.rejected |= code == 401 && request.has_sha256();
         let challenge = matches!(code, 401 | 438).then(|| {
             let nonce = self.shared.nonces.nonce(self.number, self.age(now));
             Challenge::new(self.shared.accounts.realm(), nonce)
