@@ -1,6 +1,7 @@
 //! Everything in one process, below one supervisor: first two sessions joined by TCP, an echo application behind
 //! the far one, and an application that sends through them while the TCP connection is cut once; then a TURN client
-//! and an embedded TURN server, through which the application reaches the echo while the server is restarted once.
+//! and an embedded TURN server, through which the application reaches the echo while the server is restarted once; then
+//! two sessions that only call out, to an embedded relay with TLS, which is restarted once.
 //!
 //! `cargo run --release --example supervisor`
 //!
@@ -25,6 +26,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+#[path = "supervisor/relay.rs"]
+mod relay;
 #[path = "supervisor/turn.rs"]
 mod turn;
 
@@ -37,7 +40,7 @@ const CUT_AT: u64 = DATAGRAMS / 2;
 /// What has not come back by then is sent again, as applications do.
 const RESEND_TIMEOUT: Duration = Duration::from_millis(300);
 /// What has not come back by then is lost for good.
-const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(12);
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -97,16 +100,22 @@ async fn run() -> Result<usize> {
     supervisor.send(StopSession { session: "far".into() }).await??;
     println!("--- the same through a TURN server ---");
     let (turn_report, turn) = turn::run(&supervisor, echo).await?;
+    supervisor.send(StopSession { session: "turn".into() }).await??;
+    println!("--- the same through a relay with TLS, which both sides call ---");
+    let relayed = relay::run(&supervisor, echo).await?;
     supervisor.send(Shutdown).await?;
     println!("--- summary ---");
-    let lost = report.missing.len() + turn_report.missing.len();
+    let lost = report.missing.len() + turn_report.missing.len() + relayed.report.missing.len();
     for session in [near, far] {
         print_session(&session);
     }
     print_report(report);
-    println!("connections made again: {}", restarts.load(Relaxed));
     turn::print_summary(&turn);
     print_report(turn_report);
+    relayed.sessions.iter().for_each(print_session);
+    relay::print_summary(&relayed);
+    print_report(relayed.report);
+    println!("connections made again, in all: {}", restarts.load(Relaxed));
     Ok(lost)
 }
 
