@@ -19,7 +19,7 @@ use crate::counters::{Counters, RelayCounters};
 use crate::event::{Cause, EventKind, JoinRefusal, LeaveCause, RelayEvent};
 use crate::link::{Ending, Mortal, Obituary};
 use crate::listen::Listener;
-use crate::relay_accept::Accept;
+use crate::relay_accept::{Accept, Guest, Member};
 use crate::relay_arrival::{ConnectionEnded, HandshakeFailed};
 use crate::relay_conn::{JoinWanted, Rejected, SideLeaves, cause_of};
 use crate::relay_desk::{Desk, Meeting, SharedRate, Told, Way};
@@ -77,29 +77,6 @@ pub(crate) struct RelaySeed {
     pub(crate) supervisor: Addr<SupervisorActor>,
     pub(crate) reporter: Reporter,
     pub(crate) token: CancellationToken,
-}
-
-/// A connection, as far as the actor knows it.
-#[derive(Debug)]
-pub(crate) struct Guest {
-    pub(crate) desk: Arc<Desk>,
-    /// It had to give its place to a newcomer: it does not join any more.
-    pub(crate) is_out: bool,
-    /// Once it has joined.
-    member: Option<Member>,
-}
-
-#[derive(Debug)]
-struct Member {
-    pair: PairLabel,
-    side: String,
-    user: Arc<str>,
-}
-
-impl Guest {
-    pub(crate) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk, is_out: false, member: None }
-    }
 }
 
 /// The TCP relay. Started by [`StartRelay`](crate::supervisor::StartRelay).
@@ -204,6 +181,9 @@ impl TcpRelayActor {
                 self.lobby.leave(key);
                 // Its queue is open before its peer knows the way to it.
                 let paired = met.is_some();
+                if let Some(met) = &met {
+                    self.move_to(key, met.peer);
+                }
                 let meeting = met.and_then(|met| self.meeting(&desk, met));
                 for (to, order) in orders {
                     if let (Order::Superseded(_), Some(old)) = (&order, self.guests.get(&to)) {
@@ -226,6 +206,17 @@ impl TcpRelayActor {
                 }
                 self.report(event);
             }
+        }
+    }
+
+    /// Sends a connection to its peer's thread.
+    fn move_to(&mut self, key: ConnectionKey, peer: ConnectionKey) {
+        let Some(thread) = self.guests.get(&peer).map(|peer| peer.thread) else { return };
+        if let (Some(to), Some(guest)) = (self.arbiters.get(thread), self.guests.get_mut(&key))
+            && guest.thread != thread
+        {
+            guest.thread = thread;
+            guest.desk.tell(Told::Move(to.clone()));
         }
     }
 

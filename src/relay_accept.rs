@@ -15,12 +15,37 @@ use crate::event::{EventKind, JoinRefusal};
 use crate::listen::Incoming;
 use crate::relay::connection::Connection;
 use crate::relay::directory::ConnectionKey;
-use crate::relay::{Guest, TcpRelayActor};
+use crate::relay::{PairLabel, TcpRelayActor};
 use crate::relay_arrival::Arrival;
 use crate::relay_desk::{Desk, Told};
 
 /// Connections accepted in one turn of the task.
 const MAX_TURNS: usize = 32;
+
+/// A connection, as far as the actor knows it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) desk: Arc<Desk>,
+    /// Which of the relay's threads serves it.
+    pub(crate) thread: usize,
+    /// It had to give its place to a newcomer: it does not join any more.
+    pub(crate) is_out: bool,
+    /// Once it has joined.
+    pub(crate) member: Option<Member>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) pair: PairLabel,
+    pub(crate) side: String,
+    pub(crate) user: Arc<str>,
+}
+
+impl Guest {
+    pub(crate) fn new(desk: Arc<Desk>, thread: usize) -> Self {
+        Self { desk, thread, is_out: false, member: None }
+    }
+}
 
 /// Accepts at all addresses of the relay, each time that it is woken.
 pub(crate) struct Accept;
@@ -70,7 +95,8 @@ impl TcpRelayActor {
         let key = ConnectionKey(self.next_key);
         self.next_key += 1;
         let desk = Arc::new(Desk::new(key, peer, &self.config, self.sockets.totals.counters()));
-        self.guests.insert(key, Guest::new(desk.clone()));
+        let thread = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
+        self.guests.insert(key, Guest::new(desk.clone(), thread));
         if let Some(oldest) = self.lobby.enter(key, peer.ip())
             && let Some(guest) = self.guests.get_mut(&oldest)
         {
@@ -89,8 +115,7 @@ impl TcpRelayActor {
         }
         let core = Connection::new(now(), key.0, peer, self.shared.clone());
         let arrival = Arrival::new(tcp, acceptor, desk, self.config.clone(), core, ctx.address());
-        let index = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
-        if let Some(arbiter) = self.arbiters.get(index) {
+        if let Some(arbiter) = self.arbiters.get(thread) {
             // If the thread is gone, the arrival is dropped, and tells us so.
             arbiter.spawn_fn(move || {
                 actix_rt::spawn(arrival.serve());

@@ -2,6 +2,7 @@
 //! end.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,14 +13,14 @@ use tokio::net::TcpStream;
 use crate::clock::now;
 use crate::config::RelayConfig;
 use crate::event::LeaveCause;
-use crate::link_stream::Stream;
 use crate::relay::TcpRelayActor;
 use crate::relay::connection::{Connection, JOIN_TIMEOUT};
 use crate::relay::directory::ConnectionKey;
-use crate::relay_conn::RelayConnection;
+use crate::relay_conn::{Outcome, RelayConnection};
 use crate::relay_desk::Desk;
 use crate::sockopt;
 use crate::tls::{Acceptor, TlsError};
+use crate::transport::Transport;
 
 /// A connection was closed because its TLS handshake failed.
 #[derive(Debug, Message)]
@@ -97,14 +98,14 @@ impl Arrival {
             tracing::debug!(peer = %desk.peer, %error, "tuning an accepted connection");
         }
         let stream = match acceptor {
-            None => tcp.into(),
+            None => Transport::from(tcp),
             Some(acceptor) => {
                 let left = JOIN_TIMEOUT.saturating_sub(now().saturating_duration_since(accepted));
                 // Not a part of this future, which lives for long.
                 let handshake = Box::pin(acceptor.accept(tcp, left));
                 tokio::select! {
                     result = handshake => match result {
-                        Ok(stream) => Stream::from(stream),
+                        Ok(stream) => stream.into(),
                         Err(error) => {
                             farewell.relay.do_send(HandshakeFailed { peer: desk.peer, error });
                             farewell.cause = LeaveCause::Broken;
@@ -120,6 +121,29 @@ impl Arrival {
             }
         };
         let relay = farewell.relay.clone();
-        farewell.cause = RelayConnection::new(stream, core, desk, config, relay).await;
+        go_on(RelayConnection::new(stream, core, desk, config, relay), farewell).await;
     }
+}
+
+/// The life of a connection on one thread, and the way to the next.
+async fn go_on(mut connection: RelayConnection, mut farewell: Farewell) {
+    let to = match (&mut connection).await {
+        Outcome::Over(cause) => return farewell.cause = cause,
+        Outcome::Moves(to) => to,
+    };
+    let moved = connection.still().map(|still| {
+        // If that thread is gone the connection is dropped, and the farewell tells of it.
+        to.spawn_fn(move || match still.wake() {
+            Ok(connection) => _ = actix_rt::spawn(go_on(connection, farewell)),
+            Err(error) => not_moved(&error, farewell),
+        });
+    });
+    if let Err(error) = moved {
+        tracing::warn!(%error, "a connection could not leave its thread");
+    }
+}
+
+fn not_moved(error: &io::Error, mut farewell: Farewell) {
+    tracing::warn!(%error, "a connection could not go on on its peer's thread");
+    farewell.cause = LeaveCause::Broken;
 }

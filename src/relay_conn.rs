@@ -1,41 +1,36 @@
 //! One connection of a relay: a future on one thread, from its first byte to its end.
 //!
-//! What it reads goes two ways: STUN messages to the pure core (`relay/connection.rs`), whole runs of ChannelData,
-//! copied once, straight into the peer's queue. What others have put into its own queue it writes. It never waits for
-//! its peer: what that does not take is dropped there.
+//! What it reads goes to its [`Side`]; what others have put into its own queue it writes. When it joins and its peer is
+//! there already it moves to the peer's thread: what goes between two threads costs a wake-up, and cold caches.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use actix::prelude::*;
-use bytes::Bytes;
+use actix_rt::ArbiterHandle;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::clock::now;
 use crate::config::RelayConfig;
 use crate::counters::DropReason;
-use crate::datagrams::Batch;
 use crate::event::LeaveCause;
-use crate::link_stream::Stream;
 use crate::relay::TcpRelayActor;
-use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending, JoinAnswer, JoinRequest, Output};
-use crate::relay::directory::{ConnectionKey, Newcomer, Pairing, Refused};
-use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
-use crate::relay::pace::Pace;
-use crate::relay::runs::{self, Run};
-use crate::relay_desk::{Desk, Meeting, SharedRate, Told};
-use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken};
+use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending};
+use crate::relay::directory::{ConnectionKey, Newcomer};
+use crate::relay::messages::Reason;
+use crate::relay_desk::{Desk, Told};
+use crate::relay_pump::Side;
+use crate::stream::{FrameReader, FrameWriter, ReadEnd};
+use crate::transport::{Still, Transport};
 
 /// A message begun has this long; and a side that takes none of its answers.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// While so many bytes of control wait for a side, nothing more that it asks is read.
-const MAX_CONTROL_LEN: usize = 16 << 10;
 /// Reads in one turn of a connection that is being closed.
 const MAX_DISCARDS: usize = 16;
 
@@ -62,10 +57,27 @@ pub(crate) struct SideLeaves {
     pub(crate) ending: Ending,
 }
 
-/// See the file's head. Its output is why it ended.
+/// How a connection's future ends.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The connection is over.
+    Over(LeaveCause),
+    /// It is to go on on this thread, where its peer is: see [`RelayConnection::still`].
+    Moves(ArbiterHandle),
+}
+
+/// A connection between two threads, without what belongs to a thread.
+#[derive(Debug)]
+pub(crate) struct StillConnection {
+    stream: Still,
+    reader: FrameReader,
+    side: Side,
+}
+
+/// See the file's head.
 #[derive(Debug)]
 pub(crate) struct RelayConnection {
-    stream: Stream,
+    stream: Transport,
     reader: FrameReader,
     writer: FrameWriter,
     side: Side,
@@ -86,64 +98,73 @@ struct Shut {
 }
 
 impl Future for RelayConnection {
-    type Output = LeaveCause;
+    type Output = Outcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LeaveCause> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.get_mut();
         if this.closing.is_none()
-            && let Poll::Ready(cause) = this.poll_open(cx)
+            && let Poll::Ready(outcome) = this.poll_open(cx)
         {
-            this.count_unfinished();
-            return Poll::Ready(cause);
+            if let Outcome::Over(_) = outcome {
+                this.count_unfinished();
+            }
+            return Poll::Ready(outcome);
         }
-        this.poll_closing(cx)
+        this.poll_closing(cx).map(Outcome::Over)
+    }
+}
+
+impl StillConnection {
+    /// To be called on the thread where it is to go on.
+    ///
+    /// # Errors
+    /// The thread cannot wait for it.
+    pub(crate) fn wake(self) -> io::Result<RelayConnection> {
+        Ok(RelayConnection::of(self.stream.wake()?, self.reader, self.side))
     }
 }
 
 impl RelayConnection {
     pub(crate) fn new(
-        stream: Stream,
+        stream: Transport,
         core: Connection,
         desk: Arc<Desk>,
         config: Arc<RelayConfig>,
         relay: Addr<TcpRelayActor>,
     ) -> Self {
-        Self {
-            stream,
-            reader: FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT),
-            writer: FrameWriter::default(),
-            side: Side {
-                core,
-                desk,
-                config,
-                relay,
-                met: None,
-                rate: None,
-                pace: Pace::new(now()),
-                seen: 0,
-                now: now(),
-                ended: None,
-            },
-            timer: None,
-            pause: None,
-            closing: None,
-        }
+        let reader = FrameReader::new(MESSAGE_TIMEOUT, MESSAGE_TIMEOUT);
+        Self::of(stream, reader, Side::new(core, desk, config, relay))
+    }
+
+    fn of(stream: Transport, reader: FrameReader, side: Side) -> Self {
+        let (writer, timer, pause, closing) = Default::default();
+        Self { stream, reader, writer, side, timer, pause, closing }
+    }
+
+    /// Leaves its thread. How far it has written its flow knows.
+    ///
+    /// # Errors
+    /// The thread does not let it go.
+    pub(crate) fn still(self) -> io::Result<StillConnection> {
+        let Self { stream, reader, side, .. } = self;
+        Ok(StillConnection { stream: stream.still()?, reader: reader.still(), side })
     }
 
     /// Orders, both halves of the stream, and the clock, as far as they go for now. Ready where the connection is gone;
     /// pending, with `closing` set, where it is to be closed in order.
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<LeaveCause> {
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let now = now();
         let Self { stream, reader, writer, side, pause, .. } = self;
         side.now = now;
         while let Poll::Ready(told) = side.desk.poll_told(cx) {
             match told {
-                Told::Abandoned => return Poll::Ready(LeaveCause::Restarting),
+                Told::Abandoned => return over(LeaveCause::Restarting),
+                Told::Move(to) => return Poll::Ready(Outcome::Moves(to)),
                 Told::PlaceNeeded => {
                     // At once: those who only knock must not cost a descriptor each for any longer.
                     side.told(told);
                     let _ = writer.poll(cx, stream, &side.desk.flow, now);
-                    return Poll::Ready(LeaveCause::Limit);
+                    return over(LeaveCause::Limit);
                 }
                 told => side.told(told),
             }
@@ -154,17 +175,17 @@ impl RelayConnection {
             && let Poll::Ready(end) = reader.poll(cx, stream, side, now, |_| {})
         {
             match end {
-                ReadEnd::Closed => return Poll::Ready(LeaveCause::Left),
+                ReadEnd::Closed => return over(LeaveCause::Left),
                 // The core has seen why.
                 ReadEnd::Malformed => {}
                 ReadEnd::Broken(_) | ReadEnd::UnfinishedFrame | ReadEnd::SinkStuck => {
-                    return Poll::Ready(LeaveCause::Broken);
+                    return over(LeaveCause::Broken);
                 }
             }
         }
         let was_congested = side.is_congested();
         if writer.poll(cx, stream, &side.desk.flow, now).is_ready() {
-            return Poll::Ready(LeaveCause::Broken);
+            return over(LeaveCause::Broken);
         }
         if was_congested && !side.is_congested() {
             // It is read again.
@@ -249,6 +270,10 @@ impl RelayConnection {
     }
 }
 
+fn over(cause: LeaveCause) -> Poll<Outcome> {
+    Poll::Ready(Outcome::Over(cause))
+}
+
 pub(crate) fn cause_of(ending: Ending) -> LeaveCause {
     match ending {
         Ending::Left => LeaveCause::Left,
@@ -262,234 +287,4 @@ pub(crate) fn cause_of(ending: Ending) -> LeaveCause {
             _ => LeaveCause::Limit,
         },
     }
-}
-
-/// Takes what the side sends.
-#[derive(Debug)]
-struct Side {
-    core: Connection,
-    desk: Arc<Desk>,
-    config: Arc<RelayConfig>,
-    relay: Addr<TcpRelayActor>,
-    /// Its peer, and where its datagrams go, while there is one.
-    met: Option<Meeting>,
-    rate: Option<SharedRate>,
-    /// The peer's.
-    pace: Pace,
-    /// How many of the bytes that come next have been here before.
-    seen: usize,
-    /// Of this turn.
-    now: Instant,
-    ended: Option<Ending>,
-}
-
-impl Side {
-    fn told(&mut self, told: Told) {
-        let now = self.now;
-        match told {
-            Told::Joined(meeting, rate) => {
-                self.rate = rate;
-                self.core.join_answered(now, JoinAnswer::Joined { is_peer_there: meeting.is_some() });
-                if let Some(meeting) = meeting {
-                    self.meet(meeting);
-                }
-            }
-            Told::Refused(refused, retry_after) => {
-                let refusal = Refusal { retry_after, ..Refusal::new(code_of(refused)) };
-                self.core.join_answered(now, JoinAnswer::Refused(refusal));
-            }
-            Told::PeerPresent(meeting) => self.meet(meeting),
-            Told::Slowed(pairing, wait) => self.slow(pairing, wait),
-            Told::PeerGone => {
-                self.met = None;
-                let gone = Peer { status: PeerStatus::Gone, side: None, user: None, retry_after: None };
-                self.core.peer(now, &gone);
-            }
-            Told::Superseded(by) => {
-                self.core.close(Closing { instance: Some(by), ..Closing::new(Reason::Superseded) });
-            }
-            Told::Restarting(after) => {
-                self.core.close(Closing { retry_after: Some(after), ..Closing::new(Reason::Restarting) });
-            }
-            Told::PlaceNeeded => self.core.close(Closing::new(Reason::Limit)),
-            Told::Abandoned => {}
-            #[cfg(feature = "test-panic")]
-            Told::Panic => panic!("told to panic"),
-        }
-        self.outputs();
-    }
-
-    fn meet(&mut self, meeting: Meeting) {
-        self.introduce(&meeting, None);
-        self.met = Some(meeting);
-    }
-
-    /// Its peer is who it was, and each of the two is read from more slowly. The news ends all channels, so what is under
-    /// way on them is dropped.
-    fn slow(&mut self, pairing: Pairing, wait: Duration) {
-        if let Some(meeting) = self.met.take_if(|met| met.way.pairing == pairing) {
-            self.desk.flow.meet_again(pairing);
-            self.introduce(&meeting, Some(wait));
-            self.met = Some(meeting);
-        }
-    }
-
-    fn introduce(&mut self, meeting: &Meeting, retry_after: Option<Duration>) {
-        let Meeting { way, side, user } = meeting;
-        let (side, user) = (Some(side.clone()), user.as_ref().map(|user| user.to_string()));
-        let here = Peer { status: PeerStatus::Present, side, user, retry_after };
-        self.core.peer(self.now, &here);
-        self.outputs();
-        // Its datagrams go behind the news of it.
-        self.desk.flow.admit(way.pairing);
-    }
-
-    /// Pending while the pair has sent more than it may.
-    fn poll_rate(&self, cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
-        let Some(rate) = &self.rate else { return Poll::Ready(()) };
-        let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(wait) = rate.wait(self.now) else { return Poll::Ready(()) };
-        if let Some(Meeting { way, .. }) = &self.met
-            && rate.tells(way.pairing)
-        {
-            self.desk.tell(Told::Slowed(way.pairing, wait));
-            way.to.tell(Told::Slowed(way.pairing, wait));
-        }
-        drop(rate);
-        poll_pause(cx, pause, self.now + wait)
-    }
-
-    /// Pending while the peer's queue is long and the peer quick.
-    fn poll_room(&mut self, cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>) -> Poll<()> {
-        let Some(Meeting { way, .. }) = &self.met else { return Poll::Ready(()) };
-        if way.to.flow.poll_short(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        match self.pace.wait_until(self.now, way.to.flow.taken()) {
-            Some(until) => poll_pause(cx, pause, until),
-            None => Poll::Ready(()),
-        }
-    }
-
-    fn outputs(&mut self) {
-        while let Some(output) = self.core.poll_output() {
-            match output {
-                Output::Send(bytes) => {
-                    // Does not happen: a side that takes nothing is not read from, and orders are few.
-                    if self.desk.flow.push_control(bytes.into()).is_err() {
-                        tracing::warn!(peer = %self.desk.peer, "a message to a side is lost: too many wait");
-                    }
-                }
-                Output::Join(JoinRequest { user, pair, side, instance }) => {
-                    let who = Newcomer { user, pair, side, instance };
-                    self.relay.do_send(JoinWanted { key: self.desk.key, who });
-                }
-                Output::Close(ending) => {
-                    self.ended = Some(ending);
-                    self.relay.do_send(SideLeaves { key: self.desk.key, ending });
-                }
-            }
-        }
-        if self.core.take_rejected() {
-            self.relay.do_send(Rejected { peer: self.desk.peer });
-        }
-    }
-
-    fn is_congested(&self) -> bool {
-        self.desk.flow.control_len() > MAX_CONTROL_LEN
-    }
-
-    /// Takes whole messages from the beginning of `bytes`.
-    fn cut(&mut self, bytes: &[u8]) -> (usize, Taken) {
-        let mut used = 0;
-        while self.ended.is_none() {
-            let rest = &bytes[used..];
-            let run = runs::first_run(rest, self.config.max_datagram);
-            if run.len > 0 {
-                self.forward(&rest[..run.len], run);
-                used += run.len;
-                continue;
-            }
-            match messages::message_len(rest) {
-                Ok(Some(len)) if len <= rest.len() => {
-                    if runs::begun(rest) > 0 {
-                        self.desk.counters.dropped(DropReason::TooLong, 1);
-                    } else if self.is_congested() {
-                        return (used, Taken::Blocked);
-                    } else {
-                        self.core.handle_message(self.now, wall_seconds(), &rest[..len]);
-                        self.outputs();
-                    }
-                    used += len;
-                }
-                Ok(_) => return (used, Taken::All),
-                Err(error) => {
-                    self.core.protocol_error(error);
-                    self.outputs();
-                }
-            }
-        }
-        (bytes.len(), Taken::Malformed)
-    }
-
-    fn forward(&self, frames: &[u8], run: Run) {
-        let Run { len, datagrams, payload } = run;
-        if let Some(rate) = &self.rate {
-            rate.lock().unwrap_or_else(PoisonError::into_inner).take(self.now, len);
-        }
-        match &self.met {
-            Some(Meeting { way, .. }) if self.core.may_forward() => {
-                let frames = Bytes::copy_from_slice(frames);
-                way.to.flow.push_of(way.pairing, self.now, Batch { frames, datagrams, payload });
-            }
-            _ => self.desk.counters.dropped(DropReason::NoPeer, datagrams),
-        }
-    }
-}
-
-impl FrameSink for Side {
-    fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
-        let fresh = bytes.len() - self.seen.min(bytes.len());
-        if fresh > 0 {
-            self.core.heard(self.now, fresh);
-            self.outputs();
-        }
-        let (used, taken) = self.cut(bytes);
-        self.seen = bytes.len() - used;
-        (used, taken)
-    }
-
-    /// What it waits for, the writer of the same connection does.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_congested() { Poll::Pending } else { Poll::Ready(Ok(())) }
-    }
-
-    fn last_sent(&self) -> Option<Instant> {
-        None
-    }
-
-    fn datagrams(&self, rest: &[u8]) -> u64 {
-        runs::begun(rest)
-    }
-}
-
-fn poll_pause(cx: &mut Context<'_>, pause: &mut Option<Pin<Box<Sleep>>>, until: Instant) -> Poll<()> {
-    let until = until.into();
-    let pause = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-    pause.as_mut().reset(until);
-    pause.as_mut().poll(cx)
-}
-
-fn code_of(refused: Refused) -> u16 {
-    match refused {
-        Refused::NotYours => 403,
-        Refused::TwoOthers => 409,
-        Refused::SessionsUsedUp => 486,
-        Refused::Full => 508,
-    }
-}
-
-/// Since 1970, for credentials that expire.
-fn wall_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use actix_rt::ArbiterHandle;
+
 use crate::config::RelayConfig;
 use crate::counters::LiveCounters;
 use crate::flow::Flow;
@@ -39,6 +41,8 @@ struct Orders {
 /// What a connection is told by the actor.
 #[derive(Debug)]
 pub(crate) enum Told {
+    /// It is to go on on this thread, before anything else.
+    Move(ArbiterHandle),
     /// It has become a side; its peer is there already, or not.
     Joined(Option<Meeting>, Option<SharedRate>),
     /// It has not; after this time it may be worth another try.

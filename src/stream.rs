@@ -194,6 +194,11 @@ impl FrameReader {
         }
     }
 
+    /// Without its alarm, which belongs to the thread.
+    pub(crate) fn still(self) -> Self {
+        Self { alarm: None, ..self }
+    }
+
     /// Datagrams of the peer that are here and have not gone on to `sink`, the one that is cut included.
     pub(crate) fn unfinished(&self, sink: &impl FrameSink) -> u64 {
         sink.datagrams(&self.rest[self.used..])

@@ -38,7 +38,36 @@ pub(crate) struct TlsStream {
     closing: bool,
 }
 
+/// One that no thread waits for.
+#[derive(Debug)]
+pub(crate) struct StillTls {
+    tcp: std::net::TcpStream,
+    tls: Connection,
+    eof: bool,
+    closing: bool,
+}
+
+impl StillTls {
+    /// Goes on, on the thread that calls.
+    ///
+    /// # Errors
+    /// The thread cannot wait for it.
+    pub(crate) fn wake(self) -> io::Result<TlsStream> {
+        let Self { tcp, tls, eof, closing } = self;
+        Ok(TlsStream { tcp: TcpStream::from_std(tcp)?, tls, eof, closing })
+    }
+}
+
 impl TlsStream {
+    /// Leaves its thread, with all that it has decrypted and not given.
+    ///
+    /// # Errors
+    /// The thread does not let it go.
+    pub(crate) fn still(self) -> io::Result<StillTls> {
+        let Self { tcp, tls, eof, closing } = self;
+        Ok(StillTls { tcp: tcp.into_std()?, tls, eof, closing })
+    }
+
     /// Ready when both sides are sure of each other; of the peer's bytes at most about `limit` are read for it.
     ///
     /// # Errors

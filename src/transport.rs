@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::tls_stream::TlsStream;
+use crate::tls_stream::{StillTls, TlsStream};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -37,6 +37,17 @@ impl Transport {
         }
     }
 
+    /// Leaves its thread, with all that it has read and not given.
+    ///
+    /// # Errors
+    /// The thread does not let it go.
+    pub(crate) fn still(self) -> io::Result<Still> {
+        Ok(match self {
+            Self::Tcp(tcp) => Still::Tcp(tcp.into_std()?),
+            Self::Tls(tls) => Still::Tls(Box::new(tls.still()?)),
+        })
+    }
+
     /// Whether a byte is there to be read; `false` at the stream's end. Takes nothing.
     ///
     /// # Errors
@@ -49,6 +60,26 @@ impl Transport {
             }
             Self::Tls(tls) => tls.poll_spoken(cx),
         }
+    }
+}
+
+/// A connection that no thread waits for: on its way to another one.
+#[derive(Debug)]
+pub(crate) enum Still {
+    Tcp(std::net::TcpStream),
+    Tls(Box<StillTls>),
+}
+
+impl Still {
+    /// Goes on, on the thread that calls.
+    ///
+    /// # Errors
+    /// The thread cannot wait for it.
+    pub(crate) fn wake(self) -> io::Result<Transport> {
+        Ok(match self {
+            Self::Tcp(tcp) => Transport::Tcp(TcpStream::from_std(tcp)?),
+            Self::Tls(tls) => Transport::Tls(Box::new(tls.wake()?)),
+        })
     }
 }
 
