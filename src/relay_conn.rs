@@ -24,8 +24,10 @@ use crate::relay::TcpRelayActor;
 use crate::relay::connection::{CLOSING_TIMEOUT, Connection, Ending};
 use crate::relay::directory::{ConnectionKey, Newcomer};
 use crate::relay::messages::Reason;
+use crate::relay::pace::Pace;
 use crate::relay_desk::{Desk, Told};
 use crate::relay_pump::Side;
+use crate::sockopt;
 use crate::stream::{FrameReader, FrameWriter, ReadEnd};
 use crate::transport::{Still, Transport};
 
@@ -81,6 +83,8 @@ pub(crate) struct RelayConnection {
     reader: FrameReader,
     writer: FrameWriter,
     side: Side,
+    /// How fast the side itself takes what it is sent.
+    pace: Pace,
     /// For the core's deadlines.
     timer: Option<Pin<Box<Sleep>>>,
     /// It is not read from before this: its pair has sent too much, or its peer's queue is long.
@@ -138,7 +142,7 @@ impl RelayConnection {
 
     fn of(stream: Transport, reader: FrameReader, side: Side) -> Self {
         let (writer, timer, pause, closing) = Default::default();
-        Self { stream, reader, writer, side, timer, pause, closing }
+        Self { stream, reader, writer, side, pace: Pace::new(now(), false), timer, pause, closing }
     }
 
     /// Leaves its thread. How far it has written its flow knows.
@@ -154,7 +158,7 @@ impl RelayConnection {
     /// pending, with `closing` set, where it is to be closed in order.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let now = now();
-        let Self { stream, reader, writer, side, pause, .. } = self;
+        let Self { stream, reader, writer, side, pace, pause, .. } = self;
         side.now = now;
         while let Poll::Ready(told) = side.desk.poll_told(cx) {
             match told {
@@ -182,6 +186,10 @@ impl RelayConnection {
                     return over(LeaveCause::Broken);
                 }
             }
+        }
+        let is_quick = pace.has_been_quick(now, side.desk.flow.taken());
+        if writer.set_quick(is_quick) != is_quick {
+            sockopt::set_quick(stream.tcp(), is_quick);
         }
         let was_congested = side.is_congested();
         if writer.poll(cx, stream, &side.desk.flow, now).is_ready() {

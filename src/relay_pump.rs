@@ -57,7 +57,7 @@ impl Side {
         config: Arc<RelayConfig>,
         relay: Addr<TcpRelayActor>,
     ) -> Self {
-        let (now, pace) = (now(), Pace::new(now()));
+        let (now, pace) = (now(), Pace::new(now(), true));
         Self { core, desk, config, relay, met: None, rate: None, pace, seen: 0, now, ended: None }
     }
 

@@ -41,9 +41,16 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct FrameWriter {
     backlog: bool,
+    /// The stream takes so much that nothing grows old in it, also while it has a backlog.
+    is_quick: bool,
 }
 
 impl FrameWriter {
+    /// Says whether the stream is quick, so that few large writes are better than many small ones; says whether it was.
+    pub(crate) fn set_quick(&mut self, is_quick: bool) -> bool {
+        std::mem::replace(&mut self.is_quick, is_quick)
+    }
+
     /// Writes until the flow is empty or the stream takes no more; is never ready but with an error. What a stream
     /// has taken but not sent (TLS) goes out before more frames are made of what may still grow too old.
     pub(crate) fn poll(
@@ -62,7 +69,7 @@ impl FrameWriter {
                     return Poll::Pending;
                 }
             }
-            let max = if self.backlog { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
+            let max = if self.backlog && !self.is_quick { BACKLOG_WRITE_LEN } else { FREE_WRITE_LEN };
             let Poll::Ready(frames) = flow.poll_front(cx, now, max) else {
                 self.backlog = false;
                 return Poll::Pending;

@@ -1,4 +1,4 @@
-//! How fast a peer takes what is queued for it: whether it is worth waiting for.
+//! How fast a side takes what is queued for it: whether it is worth waiting for, and may be written to in large pieces.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,19 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { began: now, taken: 0, is_quick: true }
+    /// Nothing is known of it yet: it is taken to be quick, or not.
+    pub(crate) fn new(now: Instant, is_quick: bool) -> Self {
+        Self { began: now, taken: 0, is_quick }
+    }
+
+    /// Whether it has been quick in the last interval, or two; `taken` as below. Without having shown it, it is not.
+    pub(crate) fn has_been_quick(&mut self, now: Instant, taken: u64) -> bool {
+        if now >= self.began + PACE_INTERVAL {
+            let is_stale = now >= self.began + 2 * PACE_INTERVAL;
+            self.is_quick = !is_stale && taken.saturating_sub(self.taken) >= QUICK_LEN;
+            (self.began, self.taken) = (now, taken);
+        }
+        self.is_quick
     }
 
     /// When it is to be looked at again, if it is quick; `taken` are the bytes it has taken in all. What is known from
@@ -37,9 +48,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_who_has_shown_it_has_been_quick() {
+        let start = crate::flow::tests::any_instant();
+        let mut pace = Pace::new(start, false);
+        assert!(!pace.has_been_quick(start, QUICK_LEN));
+        assert!(pace.has_been_quick(start + PACE_INTERVAL, QUICK_LEN));
+        assert!(pace.has_been_quick(start + PACE_INTERVAL * 3 / 2, QUICK_LEN));
+        assert!(!pace.has_been_quick(start + PACE_INTERVAL * 2, 2 * QUICK_LEN - 1));
+        // After a silence nothing is known.
+        assert!(!pace.has_been_quick(start + PACE_INTERVAL * 9, 9 * QUICK_LEN));
+    }
+
+    #[test]
     fn a_peer_is_waited_for_as_long_as_it_is_quick() {
         let (mut now, mut taken) = (crate::flow::tests::any_instant(), 0);
-        let mut pace = Pace::new(now);
+        let mut pace = Pace::new(now, true);
         assert_eq!(pace.wait_until(now, taken), Some(now + PACE_INTERVAL));
         for _ in 0..10 {
             now += PACE_INTERVAL;
