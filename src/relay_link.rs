@@ -313,6 +313,7 @@ impl Talk {
                     self.flows_ended(strangers);
                     self.tell(RelayNews::PeerPresent(present));
                 }
+                Output::MaySend => self.house.paths.may_send(self.now),
                 Output::PeerGone => {
                     self.sweep = None;
                     self.house.paths.peer_gone();

@@ -128,6 +128,8 @@ struct Inner {
     /// The peer's name, while it is there and after it has gone.
     peer: Option<SideId>,
     is_paired: bool,
+    /// The peer may be sent to: channels lead to the flow.
+    may_send: bool,
     pairings: u64,
     /// How long datagrams wait for a channel.
     hold: Duration,
@@ -162,6 +164,7 @@ impl RelayPaths {
             channels: Channels::new(Parity::Even),
             peer: None,
             is_paired: false,
+            may_send: false,
             pairings: 0,
             hold,
             own: Vec::new(),
@@ -209,10 +212,10 @@ impl RelayPaths {
         self.lock().direct_to_newest();
     }
 
-    /// Opens a channel for a local application that has none, if a peer is there.
+    /// Opens a channel for a local application that has none, if a peer is there and may be sent to.
     pub(crate) fn open(&self, now: Instant, path: &Arc<ChannelPath>) {
         let mut inner = self.lock();
-        if !inner.is_paired || path.is_open() {
+        if !inner.may_send || path.is_open() {
             return;
         }
         let wish = path.number.load(Relaxed);
@@ -222,8 +225,8 @@ impl RelayPaths {
         }
     }
 
-    /// The peer is there, or is told of again. Flows of ours get a channel, with the number they had; so do the
-    /// flows of a peer that was there before. Gives back what is left of another peer's.
+    /// The peer is there, or is told of again, and may send. Flows of a peer that was there before have their channels
+    /// again. Gives back what is left of another peer's.
     pub(crate) fn peer_present(&self, now: Instant, own: &SideId, peer: &SideId) -> Vec<Arc<ChannelPath>> {
         let mut inner = self.lock();
         inner.park(Parity::of(own.as_str(), peer.as_str()));
@@ -239,21 +242,31 @@ impl RelayPaths {
             |path: &ChannelPath| path.last_activity().is_none_or(|at| at + CHANNEL_LIFETIME <= now);
         strangers.extend(inner.parked.extract_if(|_, path| is_silent(path)).map(|(_, path)| path));
         inner.is_paired = true;
+        for (number, path) in std::mem::take(&mut inner.parked) {
+            inner.channels.accept(now, number, path);
+        }
+        drop(inner);
+        strangers.iter().for_each(|path| path.end());
+        strangers
+    }
+
+    /// The peer that is there may be sent to. What was held for it goes out; flows of ours get a channel, with the
+    /// number they had.
+    pub(crate) fn may_send(&self, now: Instant) {
+        let mut inner = self.lock();
+        if !inner.is_paired {
+            return;
+        }
+        inner.may_send = true;
         inner.pairings += 1;
         let pairing = Pairing(inner.pairings);
-        let mut begun = Vec::new();
-        for (number, path) in std::mem::take(&mut inner.parked) {
-            inner.channels.accept(now, number, path.clone());
-            begun.push((number, path));
-        }
+        let accepted: Vec<_> = inner.channels.iter().map(|(number, path)| (number, path.clone())).collect();
         let own = inner.own.clone();
         drop(inner);
         self.flow.meet(pairing);
         self.flow.admit(pairing);
-        begun.into_iter().for_each(|(number, path)| path.begin(now, &self.flow, number));
+        accepted.into_iter().for_each(|(number, path)| path.begin(now, &self.flow, number));
         own.iter().for_each(|path| self.open(now, path));
-        strangers.iter().for_each(|path| path.end());
-        strangers
     }
 
     /// The connection has ended, and no peer is there before the next one has met it.
@@ -342,8 +355,13 @@ impl RelayPaths {
     }
 
     fn accept(&self, now: Instant, number: u16, path: &Arc<ChannelPath>) {
-        self.lock().channels.accept(now, number, path.clone());
-        path.begin(now, &self.flow, number);
+        let mut inner = self.lock();
+        inner.channels.accept(now, number, path.clone());
+        let may_send = inner.may_send;
+        drop(inner);
+        if may_send {
+            path.begin(now, &self.flow, number);
+        }
     }
 
     /// Forgets channels that have been silent for 300 s. Gives back those of the peer's, to be ended; a local
@@ -389,6 +407,7 @@ pub(crate) struct Full;
 impl Inner {
     /// All channels end.
     fn park(&mut self, parity: Parity) {
+        self.may_send = false;
         let hold = self.hold;
         for (number, path) in self.channels.end_all(parity) {
             path.pause(hold);

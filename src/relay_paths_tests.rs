@@ -45,6 +45,13 @@ fn open(paths: &RelayPaths, now: Instant, number: u16) -> Option<Arc<ChannelPath
     }
 }
 
+/// The peer has come, and no Refresh is under way. Gives back what is left of another one's flows.
+fn meet(paths: &RelayPaths, now: Instant, peer: &str) -> Vec<Arc<ChannelPath>> {
+    let strangers = paths.peer_present(now, &side("a"), &side(peer));
+    paths.may_send(now);
+    strangers
+}
+
 #[actix::test]
 async fn what_was_held_goes_to_the_peer_it_may_be_for_and_to_no_other() {
     let (paths, io, start) = (paths(), io(), now());
@@ -52,16 +59,16 @@ async fn what_was_held_goes_to_the_peer_it_may_be_for_and_to_no_other() {
     let say = |word: &[u8]| received(&[(word, word.len())], |received| path.send(now(), received));
     say(b"early");
     assert!(!path.is_open() && sent(&paths).await.is_empty());
-    assert!(paths.peer_present(start, &side("a"), &side("b")).is_empty());
+    assert!(meet(&paths, start, "b").is_empty());
     assert_eq!(sent(&paths).await, b"\x40\x00\x00\x05early\0\0\0");
     say(b"queued for b");
     paths.peer_gone();
     say(b"held for b");
-    paths.peer_present(start, &side("a"), &side("b"));
+    meet(&paths, start, "b");
     assert_eq!(sent(&paths).await, b"\x40\x00\x00\x0aheld for b\0\0");
     paths.peer_gone();
     say(b"held for b");
-    paths.peer_present(start, &side("a"), &side("A"));
+    meet(&paths, start, "A");
     assert_eq!(sent(&paths).await, b"");
     say(b"to A");
     assert_eq!(sent(&paths).await, b"\x40\x01\x00\x04to A");
@@ -72,7 +79,7 @@ async fn what_was_held_goes_to_the_peer_it_may_be_for_and_to_no_other() {
 async fn the_flows_of_a_peer_that_comes_back_are_the_same_and_those_of_another_end() {
     let (paths, io, start) = (paths(), io(), now());
     assert!(matches!(paths.incoming(start, 0x4001), Way::Unopened));
-    paths.peer_present(start, &side("a"), &side("b"));
+    meet(&paths, start, "b");
     assert_eq!(paths.lone_peer().as_deref(), Some("b"));
     assert!(matches!(paths.incoming(start, 0x4001), Way::New));
     let service = paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(7));
@@ -81,17 +88,39 @@ async fn the_flows_of_a_peer_that_comes_back_are_the_same_and_those_of_another_e
     paths.connection_ended();
     assert!(!service.is_open() && paths.has(&service));
     assert!(open(&paths, start, 0x4001).is_none());
-    assert!(paths.peer_present(start, &side("a"), &side("b")).is_empty());
+    assert!(meet(&paths, start, "b").is_empty());
     assert!(Arc::ptr_eq(&open(&paths, start, 0x4001).unwrap(), &service));
-    let strangers = paths.peer_present(start, &side("a"), &side("c"));
+    let strangers = meet(&paths, start, "c");
     assert!(Arc::ptr_eq(&strangers[0], &service) && !service.is_open());
     assert!(matches!(paths.incoming(start, 0x4001), Way::New));
 }
 
 #[actix::test]
+async fn datagrams_come_before_they_may_go() {
+    let (paths, io, start) = (paths(), io(), now());
+    let own = paths.add(start, io.clone(), party(1));
+    let say = |path: &ChannelPath, word: &[u8]| {
+        received(&[(word, word.len())], |received| path.send(now(), received))
+    };
+    paths.peer_present(start, &side("a"), &side("b"));
+    say(&own, b"wait");
+    assert!(matches!(paths.incoming(start, 0x4001), Way::New));
+    let service = paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(7));
+    say(&service, b"answer");
+    assert!(open(&paths, start, 0x4001).is_some() && sent(&paths).await.is_empty());
+    paths.may_send(start);
+    assert_eq!(sent(&paths).await, b"\x40\x01\x00\x06answer\0\0\x40\x00\x00\x04wait");
+    // It has gone meanwhile.
+    paths.peer_gone();
+    paths.may_send(start);
+    say(&own, b"wait");
+    assert!(sent(&paths).await.is_empty());
+}
+
+#[actix::test]
 async fn a_silent_flow_of_the_peer_ends_and_one_of_ours_pauses() {
     let (paths, io, start) = (paths(), io(), now());
-    paths.peer_present(start, &side("a"), &side("b"));
+    meet(&paths, start, "b");
     let own = paths.add(start, io.clone(), party(1));
     paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(7));
     assert!(paths.expire(start + CHANNEL_LIFETIME - SECOND).is_empty() && own.is_open());
@@ -105,7 +134,7 @@ async fn a_silent_flow_of_the_peer_ends_and_one_of_ours_pauses() {
 #[actix::test]
 async fn room_is_made_by_the_one_that_was_silent_longest() {
     let (paths, io, start) = (paths(), io(), now());
-    paths.peer_present(start, &side("a"), &side("b"));
+    meet(&paths, start, "b");
     let first = paths.accept_service(start, 0x4001, io.clone(), party(9).to, LinkId(1));
     assert!(matches!(paths.make_room(start, 2), Ok(None)));
     paths.accept_service(start + SECOND, 0x4003, io.clone(), party(9).to, LinkId(2));
@@ -118,7 +147,7 @@ async fn room_is_made_by_the_one_that_was_silent_longest() {
 #[actix::test]
 async fn what_the_peers_applications_send_goes_to_our_newest() {
     let (paths, io, start) = (paths(), io(), now());
-    paths.peer_present(start, &side("a"), &side("b"));
+    meet(&paths, start, "b");
     let incoming = paths.accept_application(start, 0x4001, io.clone());
     assert_eq!(incoming.path.application(), None);
     let first = paths.add(start, io.clone(), party(1));

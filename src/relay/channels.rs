@@ -127,6 +127,11 @@ impl<T: Clone> Channels<T> {
         Incoming::Unopened
     }
 
+    /// All open channels, with their numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, &T)> {
+        self.open.iter().map(|(number, open)| (*number, &open.value))
+    }
+
     /// All open channels.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.open.values().map(|open| &open.value)

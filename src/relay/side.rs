@@ -4,7 +4,8 @@
 //! The first Join carries nothing: the relay's 401 names its realm. The second one, sealed, says whom to meet. From
 //! then on LIFETIME runs while no peer is there; Refresh extends it. When the peer goes, this side stays, and sends a
 //! Refresh at once: before that the relay forwards nothing of it, so that nothing meant for the old peer reaches a
-//! new one. Whatever the relay sends without an integrity is a hint, but that the connection ends is believed.
+//! new one. Datagrams wait for its answer, and for that of any other Refresh: peers may have come and gone while it was
+//! under way, and the relay takes it for the one that it waits for. Whatever the relay sends without an integrity is a hint, but that the connection ends is believed.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -65,8 +66,10 @@ pub(crate) enum Output {
     Send(Vec<u8>),
     /// The relay has let this side in. A peer that is there is told of apart.
     Joined { lifetime: Duration },
-    /// The peer has come, or is told of again: all channels end, and datagrams may go.
+    /// The peer has come, or is told of again: all channels end, and datagrams may come.
     PeerPresent(Present),
+    /// And datagrams may go, to the peer told of last.
+    MaySend,
     /// The peer has gone: all channels end. What waits to be sent is dropped, then what follows is sent.
     PeerGone,
     /// The relay has been told that this side leaves: close the connection.
@@ -287,6 +290,9 @@ impl Side {
                 self.state = State::Paired;
                 let Peer { user, retry_after: slowed, .. } = peer;
                 self.outputs.push_back(Output::PeerPresent(Present { side, user, slowed }));
+                if self.pending.is_none() {
+                    self.outputs.push_back(Output::MaySend);
+                }
             }
             (PeerStatus::Gone, _) => {
                 self.state = State::Waiting { refresh: None };
@@ -356,7 +362,8 @@ impl Side {
             }
             (_, State::Waiting { .. }) => self.state = State::Waiting { refresh },
             // The peer has come in the meantime: LIFETIME does not run.
-            (_, State::Paired | State::Leaving | State::Ended) => {}
+            (_, State::Paired) => self.outputs.push_back(Output::MaySend),
+            (_, State::Leaving | State::Ended) => {}
         }
     }
 
@@ -467,6 +474,9 @@ impl Side {
 #[cfg(test)]
 #[path = "side_hostile_tests.rs"]
 mod hostile_tests;
+#[cfg(test)]
+#[path = "side_refresh_tests.rs"]
+mod refresh_tests;
 #[cfg(test)]
 #[path = "side_tests.rs"]
 mod tests;
