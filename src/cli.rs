@@ -14,8 +14,8 @@ use actix_relay::relay::GetRelay;
 use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
 use actix_relay::supervisor::{
-    InRelay, InSession, InTurn, Shutdown, StartError, StartRelay, StartSession, StartTurn, Subscribe,
-    SupervisorActor,
+    InRelay, InSession, InTurn, ReadCertificates, SetAccounts, Shutdown, StartError, StartRelay,
+    StartSession, StartTurn, Subscribe, SupervisorActor,
 };
 use actix_relay::turn::GetAllocation;
 use clap::Parser;
@@ -24,9 +24,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
 use crate::passwords::Here;
-use crate::signals::Signals;
+use crate::signals::{Hangups, Signals};
+use crate::stdout::{self, Line, Printer};
 use args::{Cli, Command, Common};
-use lines::Voice;
+pub(crate) use lines::Voice;
 use plan::{Plan, one_line};
 
 mod args;
@@ -51,8 +52,6 @@ const SUMMARY_TIMEOUT: Duration = Duration::from_millis(250);
 /// … and at the end, for the last lines to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(150);
 const SUPERVISOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Lines that may wait for stdout; then the supervisor's fan-out counts what is missed.
-const LINES_CAPACITY: usize = 16;
 
 /// Why the program does not run, or does not run on.
 struct Failure {
@@ -104,19 +103,11 @@ fn wrong(message: String) -> Failure {
 fn run(cli: Cli) -> Result<i32, Failure> {
     cli.refuse_what_has_no_meaning().map_err(wrong)?;
     let Cli { common, command } = cli;
-    let (plan, hint) = match command {
-        Command::Listen(listen) => (listen.plan(&common, &Here).map_err(wrong)?, "--allow CIDR"),
-        Command::Connect(connect) => (connect.plan(&common, &Here).map_err(wrong)?, ""),
-        Command::Turn(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
-        Command::TurnTcp(turn) => (turn.plan(&common, &Here).map_err(wrong)?, ""),
-        Command::Join(join) => (join.plan(&common, &Here).map_err(wrong)?, ""),
-        Command::Relay(relay) => (relay.plan(&common, &Here).map_err(wrong)?, ""),
-        Command::Run(args::File { file }) => (read(&file, &common)?, "allow = [\"CIDR\"]"),
-        Command::Check(args::File { file }) => {
-            let plan = read(&file, &common)?;
-            return Ok(say_fine(&file, &plan, common.json));
-        }
-    };
+    if let Command::Check(args::File { file }) = &command {
+        let plan = read(file, &common)?;
+        return Ok(say_fine(file, &plan, common.json));
+    }
+    let (plan, hint) = plan_of(command, &common)?;
     start_logging(&common);
     raise_descriptor_limit();
     let system = System::new();
@@ -125,6 +116,22 @@ fn run(cli: Cli) -> Result<i32, Failure> {
     // ends now.
     std::mem::forget(system);
     end
+}
+
+/// What is to be run, and the words that limit who may call.
+fn plan_of(command: Command, common: &Common) -> Result<(Plan, &'static str), Failure> {
+    let (plan, hint) = match command {
+        Command::Listen(listen) => (listen.plan(common, &Here), "--allow CIDR"),
+        Command::Connect(connect) => (connect.plan(common, &Here), ""),
+        Command::Turn(turn) => (turn.plan(common, &Here), ""),
+        Command::TurnTcp(turn) => (turn.plan(common, &Here), ""),
+        Command::Join(join) => (join.plan(common, &Here), ""),
+        Command::Relay(relay) => (relay.plan(common, &Here), ""),
+        Command::Run(args::File { file }) | Command::Check(args::File { file }) => {
+            return Ok((read(&file, common)?, "allow = [\"CIDR\"]"));
+        }
+    };
+    Ok((plan.map_err(wrong)?, hint))
 }
 
 /// Each peer and each application costs two descriptors, and the usual soft limit is 1,024.
@@ -215,10 +222,10 @@ fn start_logging(common: &Common) {
 async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     let warnings = [open_to_anybody(&plan, hint), without_tls(&plan)];
     let (ends, mut end) = mpsc::channel(1);
-    let signals =
-        Signals::new(plan.shows_files()).map_err(|error| failed(format!("signal handlers: {error}")))?;
+    let (signals, hangups) =
+        Signals::new(plan.reads_again()).map_err(|error| failed(format!("signal handlers: {error}")))?;
     actix_rt::spawn(stop_on_signal(signals, ends.clone()));
-    let lines = start_stdout(&ends).map_err(|error| failed(format!("starting a thread: {error}")))?;
+    let lines = start_stdout(&ends)?;
 
     let supervisor = SupervisorActor::new(plan.supervisor).start();
     let (tell_ended, ended) = mpsc::unbounded_channel();
@@ -238,6 +245,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     }
     warnings.iter().flatten().for_each(|warning| to_stderr("warning", warning));
     actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
+    actix_rt::spawn(read_again(hangups, house.supervisor.clone()));
     let end = end.recv().await;
     house.close().await;
     match end {
@@ -245,6 +253,16 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
         Some(End::AllGaveUp) => Err(failed("everything was given up".to_owned())),
         Some(End::SupervisorDied) | None => Err(supervisor_died()),
     }
+}
+
+fn start_stdout(ends: &mpsc::Sender<End>) -> Result<mpsc::Sender<Line>, Failure> {
+    let lines = stdout::start().map_err(|error| failed(format!("starting a thread: {error}")))?;
+    let (closed, ends) = (lines.clone(), ends.clone());
+    actix_rt::spawn(async move {
+        closed.closed().await;
+        let _ = ends.try_send(End::Told);
+    });
+    Ok(lines)
 }
 
 fn failed(message: String) -> Failure {
@@ -261,6 +279,31 @@ async fn stop_on_signal(mut signals: Signals, ends: mpsc::Sender<End>) {
     let _ = ends.try_send(End::Told);
     signals.recv().await;
     std::process::exit(EXIT_TOLD);
+}
+
+/// With each SIGHUP: certificates, and who may join relays. All else stays as it was.
+async fn read_again(mut hangups: Hangups, supervisor: Addr<SupervisorActor>) {
+    while hangups.recv().await.is_some() {
+        let _ = supervisor.send(ReadCertificates).await;
+        let relays = match plan_again() {
+            Ok(plan) => plan.relays,
+            Err(Failure { message, .. }) => {
+                to_stderr("warning", &format!("{message}; who may join stays as it was"));
+                continue;
+            }
+        };
+        for RelayConfig { name: relay, users, shared_key, .. } in relays {
+            if let Ok(Err(error)) = supervisor.send(SetAccounts { relay, users, shared_key }).await {
+                to_stderr("warning", &format!("{error}; who may join stays as it was"));
+            }
+        }
+    }
+}
+
+/// From the arguments that the program was started with, and the files that they name.
+fn plan_again() -> Result<Plan, Failure> {
+    let cli = Cli::try_parse().map_err(|error| usage(&error))?;
+    plan_of(cli.command, &cli.common).map(|(plan, _)| plan)
 }
 
 async fn watch_supervisor(supervisor: Addr<SupervisorActor>, ends: mpsc::Sender<End>) {
@@ -412,77 +455,6 @@ impl Handler<Event> for Watcher {
         let gave_up = matches!(event.kind, EventKind::GaveUp { .. });
         if gave_up && self.running.remove(&event.child) && self.running.is_empty() {
             let _ = self.ends.try_send(End::AllGaveUp);
-        }
-    }
-}
-
-/// Prints events.
-struct Printer {
-    voice: Voice,
-    lines: mpsc::Sender<Line>,
-    ended: mpsc::UnboundedSender<ChildId>,
-}
-
-impl Actor for Printer {
-    type Context = Context<Self>;
-}
-
-impl Handler<Event> for Printer {
-    /// Ready when stdout has room for more: until then the supervisor's fan-out keeps or counts what comes.
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, event: Event, _: &mut Self::Context) -> Self::Result {
-        let line = self.voice.line(&event);
-        let (lines, ended) = (self.lines.clone(), self.ended.clone());
-        Box::pin(async move {
-            if let Some(line) = line {
-                let _ = lines.send(Line::Text(line)).await;
-            }
-            if matches!(event.kind, EventKind::SessionStopped | EventKind::GaveUp { .. }) {
-                let _ = ended.send(event.child);
-            }
-        })
-    }
-}
-
-/// For the thread that writes to stdout, where a write may block for as long as nobody reads.
-enum Line {
-    Text(String),
-    /// To be answered when everything before it has been written.
-    Flush(oneshot::Sender<()>),
-}
-
-fn start_stdout(ends: &mpsc::Sender<End>) -> io::Result<mpsc::Sender<Line>> {
-    let (lines, to_write) = mpsc::channel(LINES_CAPACITY);
-    std::thread::Builder::new().name("stdout".into()).spawn(move || write_lines(to_write))?;
-    let (closed, ends) = (lines.clone(), ends.clone());
-    actix_rt::spawn(async move {
-        closed.closed().await;
-        let _ = ends.try_send(End::Told);
-    });
-    Ok(lines)
-}
-
-/// Ends when nobody can read what it writes; a full disk is another matter.
-fn write_lines(mut lines: mpsc::Receiver<Line>) {
-    let mut stdout = io::stdout().lock();
-    let mut failing = false;
-    while let Some(line) = lines.blocking_recv() {
-        match line {
-            Line::Text(text) => {
-                let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-                match &written {
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return,
-                    Err(error) if !failing => {
-                        tracing::warn!(%error, "lines are lost: stdout takes none");
-                    }
-                    _ => {}
-                }
-                failing = written.is_err();
-            }
-            Line::Flush(done) => {
-                let _ = done.send(());
-            }
         }
     }
 }

@@ -93,6 +93,7 @@ mod relay_desk;
 mod relay_link;
 mod relay_paths;
 mod relay_pump;
+mod renew;
 mod session_relay;
 mod session_tls;
 mod session_turn;

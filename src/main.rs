@@ -3,6 +3,7 @@
 mod cli;
 mod passwords;
 mod signals;
+mod stdout;
 
 fn main() {
     // Not by returning: a thread that hangs in the resolver would hold the process.

@@ -1,4 +1,4 @@
-//! The signals that tell the program to stop, or to go on with new certificates.
+//! The signals that tell the program to stop, or to read its files again.
 
 use std::io;
 use std::{
@@ -8,25 +8,33 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM, SIGINT (Ctrl-C) and, where nobody has asked for it to be ignored, SIGHUP.
+/// SIGTERM, SIGINT (Ctrl-C) and, where it means that and nobody has asked for it to be ignored, SIGHUP.
 #[derive(Debug)]
 pub(crate) struct Signals {
     ends: Vec<Signal>,
-    /// Caught and forgotten.
-    _hangup: Option<Signal>,
+}
+
+/// SIGHUP, where it means that files have changed.
+#[derive(Debug)]
+pub(crate) struct Hangups(Option<Signal>);
+
+impl Hangups {
+    /// The next one; `None` where none is to come.
+    pub(crate) async fn recv(&mut self) -> Option<()> {
+        self.0.as_mut()?.recv().await
+    }
 }
 
 impl Signals {
-    /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves. Where
-    /// certificates from files are shown, SIGHUP says by custom that these have changed: it does not end the program
-    /// then, and has nothing to do, for they are looked at before each connection, once a second at most.
-    pub(crate) fn new(shows_files: bool) -> io::Result<Self> {
+    /// To be called in a tokio runtime. From now on the signals no longer end the program by themselves. Where files
+    /// are read again, SIGHUP says by custom that these have changed, and does not end the program.
+    pub(crate) fn new(reads_again: bool) -> io::Result<(Self, Hangups)> {
         let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
-        if !shows_files && !is_ignored(SignalKind::hangup()) {
+        if !reads_again && !is_ignored(SignalKind::hangup()) {
             kinds.push(SignalKind::hangup());
         }
-        let hangup = if shows_files { Some(signal(SignalKind::hangup())?) } else { None };
-        Ok(Self { ends: kinds.into_iter().map(signal).collect::<io::Result<_>>()?, _hangup: hangup })
+        let hangup = if reads_again { Some(signal(SignalKind::hangup())?) } else { None };
+        Ok((Self { ends: kinds.into_iter().map(signal).collect::<io::Result<_>>()? }, Hangups(hangup)))
     }
 
     /// The next signal.

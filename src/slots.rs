@@ -9,7 +9,8 @@ use actix_rt::ArbiterHandle;
 use tokio::sync::oneshot;
 
 use crate::clock::now;
-use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::config::{ChildId, Pin, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::credentials::{Secret, UserPassword};
 use crate::event::{Cause, Event, EventKind};
 use crate::link::{Ending, Mortal, Part, Wait};
 use crate::relay::accounts::{Accounts, AccountsError};
@@ -22,6 +23,7 @@ use crate::sockopt::TcpOptions;
 use crate::stun;
 use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
+use crate::tls::TlsError;
 use crate::turn::{TurnClientActor, TurnSeed};
 
 /// One session, one TURN client, or one relay.
@@ -101,6 +103,34 @@ impl Slot {
             Some(Main::Relay(addr)) => Some(addr),
             _ => None,
         }
+    }
+
+    /// Reads the certificate's files again; `None` where none are shown.
+    pub(crate) fn read_certificate(&self) -> Option<Result<Pin, TlsError>> {
+        self.sockets.acceptor()?.read_again()
+    }
+
+    /// From now on these may join; `None` if this is no relay.
+    ///
+    /// # Errors
+    /// A relay cannot have them; all stays as it was.
+    pub(crate) fn set_accounts(
+        &mut self,
+        users: Vec<UserPassword>,
+        shared_key: Option<Secret>,
+    ) -> Option<Result<(), StartError>> {
+        let Config::Relay(relay) = &mut self.config else { return None };
+        let config = RelayConfig { users, shared_key, ..(*relay.config).clone() };
+        let accounts = config.validate().map_err(StartError::from).and_then(|()| {
+            accounts_of(&config).map_err(|error| StartError::RelayUsers {
+                relay: config.name.clone(),
+                why: error.to_string(),
+            })
+        });
+        Some(accounts.map(|accounts| {
+            relay.shared.set_accounts(accounts);
+            relay.config = Arc::new(config);
+        }))
     }
 
     fn main_part(&self) -> Part {
@@ -243,7 +273,7 @@ impl SupervisorActor {
         Some(slot)
     }
 
-    fn publish(&mut self, child: &ChildId, kind: EventKind) {
+    pub(crate) fn publish(&mut self, child: &ChildId, kind: EventKind) {
         self.subscribers.publish(&Event::now(child.clone(), kind));
     }
 
@@ -364,13 +394,18 @@ impl SupervisorActor {
 /// # Errors
 /// Realm, user names or passwords hold what may not be in them.
 fn shared_of(config: &RelayConfig) -> Result<Shared, AccountsError> {
+    let accounts = accounts_of(config)?;
+    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
+    Ok(Shared::new(accounts, NonceKey(stun::random_key()), max_lifetime, stun::random_id))
+}
+
+fn accounts_of(config: &RelayConfig) -> Result<Accounts, AccountsError> {
     let mut accounts = Accounts::new(&*config.realm)?;
     config.users.iter().try_for_each(|user| accounts.insert(user))?;
     if let Some(key) = &config.shared_key {
         accounts.set_shared_key(key.clone())?;
     }
-    let max_lifetime = u32::try_from(config.max_lifetime.as_secs()).unwrap_or(u32::MAX);
-    Ok(Shared { accounts, nonces: NonceKey(stun::random_key()), max_lifetime, ids: stun::random_id })
+    Ok(accounts)
 }
 
 /// Whether, and after what, the part is to be started again.

@@ -23,6 +23,8 @@ use crate::subscribers::{Filter, Subscribers};
 use crate::turn::TurnClientActor;
 use crate::workers::Workers;
 
+pub use crate::renew::{ReadCertificates, SetAccounts, SetAccountsError};
+
 pub(crate) mod restart;
 
 /// A child told to stop has this long to send what it holds and to close.

@@ -110,6 +110,15 @@ struct Current {
     looked: Option<Instant>,
 }
 
+impl Current {
+    fn read(&mut self, source: &ServerCertificate) -> Result<Pin, TlsError> {
+        // Before they are read: what changes meanwhile is seen at the next look.
+        self.stamp = stamp(source);
+        (self.certificate, self.pin) = read(source)?;
+        Ok(self.pin)
+    }
+}
+
 impl Acceptor {
     /// Reads the files that `tls` names, or makes a certificate. Clients must agree on `protocol`.
     ///
@@ -152,15 +161,21 @@ impl Acceptor {
             return None;
         }
         current.looked = Some(now);
-        let stamp = stamp(&self.shown.source);
-        if stamp == current.stamp {
+        if stamp(&self.shown.source) == current.stamp {
             return None;
         }
-        current.stamp = stamp;
-        Some(read(&self.shown.source).map(|(certificate, pin)| {
-            (current.certificate, current.pin) = (certificate, pin);
-            pin
-        }))
+        Some(current.read(&self.shown.source))
+    }
+
+    /// Reads the certificate's files again, whether they seem to have changed or not; `None` where there are none.
+    ///
+    /// # Errors
+    /// They are no good: the old certificate stays.
+    pub(crate) fn read_again(&self) -> Option<Result<Pin, TlsError>> {
+        match &self.shown.source {
+            ServerCertificate::Files(_) => Some(self.shown.lock().read(&self.shown.source)),
+            ServerCertificate::SelfSigned => None,
+        }
     }
 
     /// The handshake with a client, within `timeout`.

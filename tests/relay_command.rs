@@ -51,6 +51,37 @@ async fn sides_meet_at_the_command_and_are_told_when_it_stops() {
 }
 
 #[actix::test]
+async fn a_hangup_reads_again_who_may_join() {
+    let users = file(&format!("{USER}:{PASSWORD}\n"));
+    let relay =
+        Relay::start(&format!("relay --tcp {ANY} --realm {REALM} --users {} --json", users.path().display()));
+    let at = listening(&relay);
+    let mut alice = Side::joined(at, "hers", "a").await;
+    std::fs::write(users.path(), "bob:of bob\n").unwrap();
+    relay.signal("HUP");
+    assert_eq!(relay.event("accounts_set")["users"], 1);
+    // She may not any more: she stays, but gets no more time.
+    assert_eq!(alice.refresh(600).await, Err(401));
+    alice.ping().await;
+    for (lines, why) in [("bob:of bob\nbob", "user 2 has no colon"), ("", "nobody could join")] {
+        std::fs::write(users.path(), lines).unwrap();
+        relay.signal("HUP");
+        let warning = loop {
+            let line = relay.stderr.recv_timeout(CLOSING * 5).unwrap();
+            if line.contains("stays as it was") {
+                break line;
+            }
+        };
+        assert!(warning.contains(why) && !warning.contains("of bob"), "{warning}");
+        let mut bob = Side::connect(at).await;
+        bob.log_in("bob", "of bob").await;
+        assert_eq!(bob.join_as(why, "b", &[0; 8], None).await, Ok(false));
+    }
+    relay.signal("TERM");
+    assert_eq!(relay.end().code, Some(0));
+}
+
+#[actix::test]
 async fn a_thousand_sides_are_told_within_the_time() {
     let relay =
         Relay::start(&format!("relay --tcp {ANY} --realm {REALM} --user {USER}:{PASSWORD} --json -q"));

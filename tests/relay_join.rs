@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use actix_relay::credentials::UserPassword;
 use actix_relay::event::{JoinRefusal, LeaveCause, RelayEvent};
+use actix_relay::supervisor::{SetAccounts, SetAccountsError};
 use support::House;
 use support::relay_side::{
     BINDING, Came, Class, INSTANCE, LIFETIME, PASSWORD, PEER_STATUS, REASON, REFRESH, SIDE_ID, Side, USER,
@@ -34,6 +35,36 @@ async fn what_one_side_sends_the_other_gets_as_it_stands() {
     assert_eq!(sides, [("a", USER), ("b", USER)]);
     assert_eq!(pairs[0].counters, info.counters);
     house.shutdown().await;
+}
+
+#[actix::test]
+async fn others_may_join_from_now_on_if_somebody_can() {
+    let mut house = House::new().await;
+    let (_, relay) = house.start_relay(config("relay")).await;
+    let set = |relay: &str, users: &[(&str, &str)]| {
+        let users = users.iter().map(|(user, password)| UserPassword::new(*user, *password)).collect();
+        house.supervisor.send(SetAccounts { relay: relay.into(), users, shared_key: None })
+    };
+    assert!(matches!(set("other", &[("bob", "x")]).await.unwrap(), Err(SetAccountsError::NoRelay(_))));
+    for impossible in [&[][..], &[("b:ob", "x")], &[("bob", "x"), ("bob", "y")], &[("b\u{7}", "x")]] {
+        let refused = set("relay", impossible).await.unwrap();
+        assert!(matches!(refused, Err(SetAccountsError::Accounts(_))), "{impossible:?}");
+    }
+    let alice = Side::joined(relay, "hers", "a").await;
+    set("relay", &[("bob", "of bob")]).await.unwrap().unwrap();
+    let told = house.relay_event("relay", |event| match event {
+        RelayEvent::AccountsSet { users, short_lived } => Some((*users, *short_lived)),
+        _ => None,
+    });
+    assert_eq!(told.await, (1, false));
+    let mut bob = Side::connect(relay).await;
+    bob.log_in("bob", "of bob").await;
+    assert_eq!(bob.join_as("his", "b", &[0; 8], None).await, Ok(false));
+    let mut again = Side::connect(relay).await;
+    again.log_in(USER, PASSWORD).await;
+    assert_eq!(again.join_as("hers", "b", &[0; 8], None).await, Err(401));
+    assert_eq!(house.relay_info("relay").await.sides, 2, "alice stays");
+    drop(alice);
 }
 
 #[actix::test]

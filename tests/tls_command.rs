@@ -51,11 +51,22 @@ fn the_system_s_authorities_are_believed_by_default() {
 }
 
 #[test]
-fn certificates_are_pinned_both_ways_and_a_hangup_does_not_end_it() {
+fn certificates_are_pinned_both_ways_and_read_again_on_a_hangup() {
     let authority = Authority::new();
     let (server, client) = (authority.issue("127.0.0.1"), authority.issue("client"));
     let (far, tcp) = listen(&format!("{} --tls-client-pin {}", shown(&server), client.pin));
+    for _ in 0..2 {
+        assert_eq!(far.event("certificate_shown")["pin"], server.pin.to_string());
+        far.signal("HUP");
+    }
+    assert_eq!(far.event("certificate_shown")["pin"], server.pin.to_string());
+    let key = &server.files.key;
+    let good = std::fs::read(key).unwrap();
+    std::fs::write(key, "no key").unwrap();
     far.signal("HUP");
+    let kept = far.event("certificate_kept");
+    assert!(kept["error"].as_str().unwrap().contains("no private key in it"), "{kept}");
+    std::fs::write(key, good).unwrap();
     let CertificateFlags(cert, key) = CertificateFlags::of(&client);
     let ca = authority.ca.display();
     let believes = format!("--tls --tls-ca {ca} --tls-client-cert {cert} --tls-client-key {key}");

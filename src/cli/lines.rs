@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Which events are printed, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Voice {
+pub(crate) enum Voice {
     /// All, one JSON object a line.
     Json,
     /// `-v`: all, for people.
@@ -33,7 +33,7 @@ struct Summary<'a> {
 
 impl Voice {
     /// The line for an event, if it is to be printed.
-    pub(super) fn line(self, event: &Event) -> Option<String> {
+    pub(crate) fn line(self, event: &Event) -> Option<String> {
         let printed = match self {
             Self::Json => return Some(json(event)),
             Self::Verbose => true,

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use actix_relay::config::{
-    ChildId, ConfigError, RelayConfig, ServerCertificate, SessionConfig, SupervisorConfig, TurnConfig,
+    ChildId, ConfigError, RelayConfig, ServerCertificate, ServerTls, SessionConfig, SupervisorConfig,
+    TurnConfig,
 };
 use serde::Deserialize;
 use toml::Spanned;
@@ -22,6 +23,8 @@ pub(super) struct Plan {
     pub(super) turns: Vec<TurnConfig>,
     pub(super) relays: Vec<RelayConfig>,
     pub(super) supervisor: SupervisorConfig,
+    /// Who may join relays stands in a file.
+    pub(super) accounts_in_file: bool,
 }
 
 /// Where a file is wrong, and how.
@@ -81,17 +84,19 @@ impl Plan {
         }
         Ok(Self {
             supervisor: supervisor(text, file.supervisor)?,
+            accounts_in_file: !file.relay.is_empty(),
             sessions: file.session.into_iter().map(Spanned::into_inner).collect(),
             turns: file.turn.into_iter().map(Spanned::into_inner).collect(),
             relays: file.relay.into_iter().map(Spanned::into_inner).collect(),
         })
     }
 
-    /// Whether a certificate from files is shown to peers.
-    pub(super) fn shows_files(&self) -> bool {
+    /// Whether there are files that are read again on SIGHUP: certificates that peers are shown, and who may join.
+    pub(super) fn reads_again(&self) -> bool {
         let of_sessions = self.sessions.iter().filter_map(|session| session.listen_tls.as_ref());
         let of_relays = self.relays.iter().filter_map(|relay| relay.tls.as_ref());
-        of_sessions.chain(of_relays).any(|tls| matches!(tls.certificate, ServerCertificate::Files(_)))
+        let shows_files = |tls: &ServerTls| matches!(tls.certificate, ServerCertificate::Files(_));
+        self.accounts_in_file || of_sessions.chain(of_relays).any(shows_files)
     }
 
     /// The first relay that listens without TLS.

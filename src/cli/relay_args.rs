@@ -111,7 +111,8 @@ impl RelayArgs {
         config.max_lifetime = self.max_lifetime.unwrap_or(config.max_lifetime);
         config.max_rate = self.max_rate;
         config.max_datagram = self.max_datagram.unwrap_or(config.max_datagram);
-        common.plan_relay(config)
+        let accounts_in_file = self.users.is_some() || self.shared_key_file.is_some();
+        Ok(Plan { accounts_in_file, ..common.plan_relay(config)? })
     }
 }
 

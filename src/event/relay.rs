@@ -129,6 +129,13 @@ pub enum RelayEvent {
         /// How many others were refused since the last such event.
         more: u64,
     },
+    /// Others may join from now on, or the same: see [`SetAccounts`](crate::supervisor::SetAccounts).
+    AccountsSet {
+        /// How many users with a password.
+        users: usize,
+        /// Whether credentials made with a shared key are taken too.
+        short_lived: bool,
+    },
     /// The relay stops: all sides are told to come back after a while.
     RelayDraining {
         /// How many sides there were.
@@ -168,6 +175,10 @@ impl fmt::Display for RelayEvent {
             Self::JoinRefused { peer, reason, more } => {
                 write!(f, "connection from {peer} refused: {reason}")?;
                 if *more > 0 { write!(f, " (and {more} others)") } else { Ok(()) }
+            }
+            Self::AccountsSet { users, short_lived } => {
+                write!(f, "{users} users may join from now on")?;
+                if *short_lived { write!(f, ", and who has credentials of the shared key") } else { Ok(()) }
             }
             Self::RelayDraining { sides, within } => {
                 write!(f, "stopping: {sides} sides are told to come back within {} s", within.as_secs())

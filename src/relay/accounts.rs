@@ -3,7 +3,6 @@
 //! A short-lived USERNAME is `expiry:name`, its password base64(HMAC-SHA1(shared key, USERNAME)); `expiry` is in
 //! seconds since 1970. The user is `name`, so a renewed name is the same user. Nothing that comes back tells an
 //! unknown user from a wrong password or an expired one: each costs the same work.
-#![allow(dead_code, reason = "wired by the relay's actors")]
 
 use std::collections::HashMap;
 use std::sync::Arc;

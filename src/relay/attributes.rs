@@ -1,5 +1,4 @@
 //! The attributes of our own, and what is in them.
-#![allow(dead_code, reason = "wired by the relay's and the side's actors")]
 
 use std::fmt;
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! What is asked of a request, in the order of the protocol, as far as its connection does not matter: 401 without
 //! integrity, 400 where credentials lack something, 401 for user or password, 438, and then, to be answered sealed, 420
 //! and 400.
-#![allow(dead_code, reason = "wired by the relay's actors")]
 
 use super::accounts::{Account, Accounts};
 use super::attributes::unknown_required;

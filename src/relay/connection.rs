@@ -5,11 +5,10 @@
 //! ([`Connection::handle_timeout`]); then it takes [`Connection::poll_output`] until that is empty, and sets one timer
 //! to [`Connection::poll_timeout`]. ChannelData does not come here: [`Connection::may_forward`] says whether it goes on
 //! or is dropped.
-#![allow(dead_code, reason = "wired by the relay's actors")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::accounts::{Account, Accounts};
@@ -42,12 +41,32 @@ pub(crate) const MAX_LIFETIME: u32 = 3600;
 /// What the connections of a relay have in common.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) accounts: Accounts,
+    accounts: RwLock<Arc<Accounts>>,
     pub(crate) nonces: NonceKey,
     /// The longest wait that is granted, in seconds: 1 to [`MAX_LIFETIME`].
     pub(crate) max_lifetime: u32,
     /// Where transaction ids come from.
     pub(crate) ids: fn() -> TransactionId,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        accounts: Accounts,
+        nonces: NonceKey,
+        max_lifetime: u32,
+        ids: fn() -> TransactionId,
+    ) -> Self {
+        Self { accounts: RwLock::new(Arc::new(accounts)), nonces, max_lifetime, ids }
+    }
+
+    /// From now on these may join. Whoever has joined stays until he asks for more time.
+    pub(crate) fn set_accounts(&self, accounts: Accounts) {
+        *self.accounts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(accounts);
+    }
+
+    fn accounts(&self) -> Arc<Accounts> {
+        self.accounts.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// What the shell has to do.
@@ -212,6 +231,7 @@ impl Connection {
         matches!(&self.state, State::Joined(joined) if joined.waits_until.is_none() && !joined.owes_refresh)
     }
 
+    #[cfg(test)]
     pub(crate) fn is_joined(&self) -> bool {
         matches!(self.state, State::Joined(_))
     }
@@ -396,9 +416,9 @@ impl Connection {
     }
 
     fn authenticate(&self, now: Instant, wall: u64, request: &Message<'_>) -> Result<Account, Fault> {
-        let Shared { accounts, nonces, .. } = &*self.shared;
+        let nonces = &self.shared.nonces;
         let is_fresh = |nonce: &[u8]| nonces.is_fresh(self.number, self.age(now), nonce);
-        checks::authenticate(accounts, wall, is_fresh, request)
+        checks::authenticate(&self.shared.accounts(), wall, is_fresh, request)
     }
 
     fn age(&self, now: Instant) -> Duration {
@@ -416,7 +436,7 @@ impl Connection {
         self.rejected |= code == 401 && request.has_sha256();
         let challenge = matches!(code, 401 | 438).then(|| {
             let nonce = self.shared.nonces.nonce(self.number, self.age(now));
-            Challenge::new(self.shared.accounts.realm(), nonce)
+            Challenge::new(self.shared.accounts().realm(), nonce)
         });
         let refusal = Refusal { challenge, unknown, ..Refusal::new(code) };
         self.outputs.push_back(Output::Send(refusal.encode(request.method, request.id, key)));

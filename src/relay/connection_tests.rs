@@ -32,7 +32,7 @@ fn shared() -> Arc<Shared> {
     }
     accounts.set_shared_key(SHARED_KEY.into()).unwrap();
     let nonces = NonceKey([7; 32]);
-    Arc::new(Shared { accounts, nonces, max_lifetime: MAX_LIFETIME, ids: || OWN_ID })
+    Arc::new(Shared::new(accounts, nonces, MAX_LIFETIME, || OWN_ID))
 }
 
 pub(super) fn join() -> Join {

@@ -11,7 +11,6 @@
 //!
 //! Every request but Binding, and every response behind the authentication, ends with MESSAGE-INTEGRITY-SHA256.
 //! Indications carry none.
-#![allow(dead_code, reason = "wired by the relay's and the side's actors")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

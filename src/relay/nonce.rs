@@ -2,7 +2,6 @@
 //!
 //! Nothing is kept of them. A nonce is the cookie of RFC 8489 §9.2, 12 hexadecimal digits of milliseconds since the
 //! connection was accepted, and 32 of an HMAC-SHA256, cut to 128 bits, of the connection's number and that time.
-#![allow(dead_code, reason = "wired by the relay's actors")]
 
 use std::fmt;
 use std::time::Duration;
