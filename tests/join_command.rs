@@ -66,8 +66,14 @@ fn two_that_only_call_out_are_joined_and_again_when_the_relay_was_killed() {
     // Killed without a word; its successor takes the place.
     drop(far);
     near.event("relay_peer_gone");
-    let far = join(at, "far", &format!("--udp-forward {}", echo()));
+    let half_open = join(at, "far", &format!("--udp-forward {}", echo()));
     carried_again(&app, entry);
+    // Its connection stands while its process does nothing; its successor takes the place all the same.
+    half_open.signal("STOP");
+    let far = join(at, "far", &format!("--udp-forward {}", echo()));
+    near.event("relay_peer_gone");
+    carried_again(&app, entry);
+    drop(half_open);
     restarted.signal("TERM");
     let lost = near.event("peer_disconnected");
     assert_eq!(lost["cause"], "restarting", "{lost}");
