@@ -29,6 +29,7 @@ use crate::supervisor::{Reporter, SupervisorActor};
 use connection::Shared;
 use directory::{ConnectionKey, Directory, Joined, Limits, Met, Order, Refused};
 pub use info::{PairInfo, PairLabel, RelayInfo, SideInfo};
+use load::Load;
 use lobby::Lobby;
 use messages::PairId;
 use rate::Rate;
@@ -40,6 +41,7 @@ mod checks;
 pub(crate) mod connection;
 pub(crate) mod directory;
 mod info;
+pub(crate) mod load;
 pub(crate) mod lobby;
 pub(crate) mod messages;
 pub(crate) mod nonce;
@@ -93,6 +95,7 @@ pub struct TcpRelayActor {
     pub(crate) next_key: u64,
     /// Connections are spread over them.
     pub(crate) arbiters: Vec<ArbiterHandle>,
+    pub(crate) load: Load,
     directory: Directory,
     /// What connections that are gone have carried, of pairs that are still here.
     past: HashMap<PairId, Counters>,
@@ -124,6 +127,7 @@ impl TcpRelayActor {
             listeners: Vec::new(),
             guests: HashMap::new(),
             next_key: 0,
+            load: Load::new(arbiters.len()),
             arbiters,
             directory: Directory::new(limits),
             past: HashMap::new(),
@@ -215,6 +219,7 @@ impl TcpRelayActor {
         if let (Some(to), Some(guest)) = (self.arbiters.get(thread), self.guests.get_mut(&key))
             && guest.thread != thread
         {
+            self.load.moves(guest.thread, thread);
             guest.thread = thread;
             guest.desk.tell(Told::Move(to.clone()));
         }
@@ -447,7 +452,9 @@ impl Handler<ConnectionEnded> for TcpRelayActor {
             guest.desk.flow.close();
         }
         self.leave(key, cause);
-        self.guests.remove(&key);
+        if let Some(guest) = self.guests.remove(&key) {
+            self.load.leaves(guest.thread);
+        }
         self.stop_if_done(ctx);
     }
 }

@@ -95,7 +95,7 @@ impl TcpRelayActor {
         let key = ConnectionKey(self.next_key);
         self.next_key += 1;
         let desk = Arc::new(Desk::new(key, peer, &self.config, self.sockets.totals.counters()));
-        let thread = usize::try_from(key.0).unwrap_or(0) % self.arbiters.len().max(1);
+        let thread = self.load.place();
         self.guests.insert(key, Guest::new(desk.clone(), thread));
         if let Some(oldest) = self.lobby.enter(key, peer.ip())
             && let Some(guest) = self.guests.get_mut(&oldest)
