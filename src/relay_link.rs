@@ -30,6 +30,7 @@ use crate::sockopt;
 use crate::stream::{FrameReader, FrameSink, FrameWriter, ReadEnd, Taken, TurnSink, take_turn};
 use crate::supervisor::Reporter;
 use crate::tcp::{Close, told};
+use crate::tls::TlsError;
 use crate::transport::Transport;
 use crate::udp_io::UdpIo;
 
@@ -264,6 +265,10 @@ impl RelayLinkActor {
 }
 
 fn broken(doing: &str, error: &io::Error) -> SideError {
+    // A relay that does not like our certificate says so after the handshake (TLS 1.3).
+    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal()) {
+        return SideError::Tls(refused.to_string());
+    }
     SideError::Lost(format!("broke while it was {doing}: {error}"))
 }
 

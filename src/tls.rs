@@ -107,6 +107,8 @@ struct Current {
     pin: Pin,
     /// As the files were when they were last read, well or not.
     stamp: Option<Stamp>,
+    /// What was wrong with them then: they are tried again, for it may not be in the files.
+    wrong: Option<String>,
     looked: Option<Instant>,
 }
 
@@ -114,7 +116,9 @@ impl Current {
     fn read(&mut self, source: &ServerCertificate) -> Result<Pin, TlsError> {
         // Before they are read: what changes meanwhile is seen at the next look.
         self.stamp = stamp(source);
-        (self.certificate, self.pin) = read(source)?;
+        let read = read(source);
+        self.wrong = read.as_ref().err().map(ToString::to_string);
+        (self.certificate, self.pin) = read?;
         Ok(self.pin)
     }
 }
@@ -128,7 +132,7 @@ impl Acceptor {
         let source = tls.certificate.clone();
         let stamp = stamp(&source);
         let (certificate, pin) = read(&source)?;
-        let inner = Mutex::new(Current { certificate, pin, stamp, looked: None });
+        let inner = Mutex::new(Current { certificate, pin, stamp, wrong: None, looked: None });
         let shown = Arc::new(Shown { source, inner });
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -154,17 +158,21 @@ impl Acceptor {
     /// on. To be called before connections are accepted; is ready with news only.
     ///
     /// # Errors
-    /// The files have changed, but are no good: the old certificate stays. Said once for each change.
+    /// The files have changed, but are no good: the old certificate stays. Said once for each change, or when something
+    /// else is wrong with them.
     pub(crate) fn look(&self, now: Instant) -> Option<Result<Pin, TlsError>> {
         let mut current = self.shown.lock();
         if current.looked.is_some_and(|looked| now < looked + LOOK_INTERVAL) {
             return None;
         }
         current.looked = Some(now);
-        if stamp(&self.shown.source) == current.stamp {
+        let is_same = stamp(&self.shown.source) == current.stamp;
+        if is_same && current.wrong.is_none() {
             return None;
         }
-        Some(current.read(&self.shown.source))
+        let told = current.wrong.take();
+        let news = current.read(&self.shown.source);
+        (!is_same || told != current.wrong).then_some(news)
     }
 
     /// Reads the certificate's files again, whether they seem to have changed or not; `None` where there are none.

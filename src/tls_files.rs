@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
@@ -64,19 +64,23 @@ pub(crate) fn authorities(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
-/// The system's authorities, read once; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+/// The system's authorities, read once, when there are some; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
 pub(crate) fn system_authorities() -> Result<Arc<RootCertStore>, TlsError> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let roots = ROOTS.get_or_init(|| {
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(%error, "reading the system's certificate authorities");
-        }
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
-        Arc::new(roots)
-    });
-    if roots.is_empty() { Err(TlsError::NoAuthorities) } else { Ok(roots.clone()) }
+    static ROOTS: Mutex<Option<Arc<RootCertStore>>> = Mutex::new(None);
+    let mut known = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(roots) = &*known {
+        return Ok(roots.clone());
+    }
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "reading the system's certificate authorities");
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(TlsError::NoAuthorities);
+    }
+    Ok(known.insert(Arc::new(roots)).clone())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -107,18 +111,22 @@ fn wrong(path: &Path, why: &str) -> TlsError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp([Option<FileStamp>; 2]);
 
-/// Length, and when it was last written; a file put in another's place has another number, too.
-type FileStamp = (u64, SystemTime, u64);
+/// Length, when it was last written, its number, which a file put in another's place has another of, and when that or its
+/// rights last changed.
+type FileStamp = (u64, SystemTime, u64, (i64, i64));
 
 impl Stamp {
     pub(crate) fn of(files: &CertificateFiles) -> Self {
         Self([&files.cert, &files.key].map(|path| {
             let meta = fs::metadata(path).ok()?;
             #[cfg(unix)]
-            let number = std::os::unix::fs::MetadataExt::ino(&meta);
+            let (number, changed) = {
+                use std::os::unix::fs::MetadataExt;
+                (meta.ino(), (meta.ctime(), meta.ctime_nsec()))
+            };
             #[cfg(not(unix))]
-            let number = 0;
-            Some((meta.len(), meta.modified().ok()?, number))
+            let (number, changed) = (0, (0, 0));
+            Some((meta.len(), meta.modified().ok()?, number, changed))
         }))
     }
 }
@@ -166,6 +174,13 @@ mod tests {
         let other = pair(dir.path(), "b");
         fs::rename(&other.key, &files.key).unwrap();
         assert_ne!(Stamp::of(&files), before);
+        let before = Stamp::of(&files);
+        let text = fs::read(&files.cert).unwrap();
+        let written = fs::metadata(&files.cert).unwrap().modified().unwrap();
+        fs::write(&files.cert, vec![b'x'; text.len()]).unwrap();
+        fs::File::options().write(true).open(&files.cert).unwrap().set_modified(written).unwrap();
+        assert_ne!(Stamp::of(&files), before, "of the same length, and written at the same time, it says");
+        let before = Stamp::of(&files);
         fs::remove_file(&files.cert).unwrap();
         assert_ne!(Stamp::of(&files), before);
     }

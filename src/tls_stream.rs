@@ -9,6 +9,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::net::RecvFlags;
 use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -147,9 +148,11 @@ impl TlsStream {
 
     /// Decrypts what has been read, and sends what that asks for: an alert, the answer to a KeyUpdate.
     fn process(&mut self, cx: &mut Context<'_>) -> Result<(), TlsError> {
+        let had_more = self.tls.wants_write();
         let processed = self.tls.process_new_packets();
-        if self.tls.wants_write() {
-            // What does not go out now does before the next write; of an alert nothing depends.
+        if self.tls.wants_write() && !had_more {
+            // What does not go out now does before the next write; of an alert nothing depends. What was there before is
+            // the writer's, who may be another task and waits for the socket himself.
             let _ = self.poll_send(cx);
         }
         processed?;
@@ -184,10 +187,26 @@ impl TlsStream {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => return Poll::Ready(Err(self.alert().unwrap_or(error))),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// What the peer said last, if that was an alert: for it closes then, and writing fails before it is read.
+    fn alert(&mut self) -> Option<io::Error> {
+        let mut bytes = [0; 4096];
+        // Not through tokio, which may not have heard yet that there is something.
+        while let Ok((len @ 1.., _)) = rustix::net::recv(&self.tcp, &mut bytes[..], RecvFlags::DONTWAIT) {
+            let mut bytes = &bytes[..len];
+            while !bytes.is_empty() {
+                self.tls.read_tls(&mut bytes).ok().filter(|len| *len > 0)?;
+                if let Err(error) = self.tls.process_new_packets() {
+                    return Some(TlsError::from(error).into());
+                }
+            }
+        }
+        None
     }
 
     /// Encrypts what `write` gives, once all that was encrypted before is the socket's.
@@ -291,6 +310,9 @@ impl Write for Socket<'_, '_> {
     }
 }
 
+#[cfg(test)]
+#[path = "tls_stream_tests.rs"]
+mod peer_tests;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -25,6 +25,7 @@ use crate::flow::Flow;
 use crate::sockopt::{TcpOptions, connect_udp_server};
 use crate::stream::{FrameReader, FrameWriter, ReadEnd};
 use crate::stun::{self, Family, Relayed};
+use crate::tls::TlsError;
 use crate::transport::Transport;
 use crate::turn::allocation::{Allocation, CREDENTIALS_TIMEOUT, Setup, State};
 use crate::turn::{Phase, TurnClientActor, TurnError};
@@ -397,6 +398,10 @@ fn lost(end: ReadEnd) -> TurnError {
 }
 
 fn broken(doing: &str, error: &io::Error) -> TurnError {
+    // A server that does not like our certificate says so after the handshake (TLS 1.3).
+    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal()) {
+        return TurnError::Untrusted { why: refused.to_string() };
+    }
     TurnError::ControlLost { why: format!("{doing} failed: {error}") }
 }
 

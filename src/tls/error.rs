@@ -64,7 +64,7 @@ pub enum TlsError {
     #[error("TLS: the peer closed the connection during the handshake")]
     Closed,
     /// The handshake took too long.
-    #[error("TLS: the handshake was not finished within {after:?}; does the peer speak TLS?")]
+    #[error("TLS: the handshake was not finished within {after:.0?}; does the peer speak TLS?")]
     Timeout {
         /// Its deadline.
         after: Duration,
@@ -148,10 +148,16 @@ fn bad_certificate(error: &CertificateError) -> String {
                 .to_owned()
         }
         CertificateError::BadSignature => {
-            "the peer's certificate is not signed by the authority that it names".to_owned()
+            "the peer's certificate is not signed by the authority that it names, or the peer does not have its key"
+                .to_owned()
         }
         CertificateError::Other(other) => match other.0.downcast_ref::<Unpinned>() {
             Some(unpinned) => format!("the peer is not who is expected: {unpinned}"),
+            // webpki's error is not to be had by its type.
+            None if other.0.to_string() == "CaUsedAsEndEntity" => {
+                "the peer's certificate is an authority's, such as `openssl req -x509` makes: name the peer's key (pin)"
+                    .to_owned()
+            }
             None => format!("the peer's certificate: {}", other.0),
         },
         error => format!("the peer's certificate: {error}"),

@@ -49,6 +49,9 @@ pub(crate) enum SideError {
     Malformed(#[from] ProtocolError),
     #[error("nothing came from the relay within {0:?}, not even an answer")]
     Silent(Duration),
+    /// It does not like our certificate, or what comes is no TLS any more.
+    #[error("the relay: {0}")]
+    Tls(String),
     /// Without a word why.
     #[error("the relay closed the connection")]
     Closed,
@@ -80,6 +83,7 @@ impl SideError {
             | Self::BadAnswer { .. }
             | Self::RedirectedTooOften { .. }
             | Self::NotUnderstood
+            | Self::Tls(_)
             | Self::Limit => Cause::Refused,
             Self::Redirected { .. } => Cause::Redirected,
             Self::Superseded { .. } => Cause::Superseded,
