@@ -34,8 +34,9 @@ pub struct RelayConfig {
     #[serde(default)]
     pub pairs_across_users: bool,
     /// Networks of proxies in front of the relay, at most 256. Each connection from there begins with a PROXY header
-    /// (version 1 or 2, before TLS), and the address in it counts as the caller's; without one it is closed. Whoever
-    /// calls from there can say that he is anybody. From elsewhere no such header is taken.
+    /// (version 1 or 2, before TLS), and the address in it counts as the caller's; without one it is closed. At most
+    /// 1,024 wait for theirs; past it the oldest goes. Whoever calls from there can say that he is anybody. From
+    /// elsewhere no such header is taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxy_protocol: Vec<IpNet>,
     /// Connections that have not joined, over all addresses; 1 to 65,536, default 4,096. Past it the oldest of the

@@ -67,7 +67,7 @@ pub enum JoinRefusal {
     Full,
     /// It had not joined, and a newer connection needed its place.
     PlaceNeeded,
-    /// It comes from an address of `proxy_protocol`, and what it sent first is no PROXY header.
+    /// It comes from a proxy, an address of `proxy_protocol`, and what it sent first is no PROXY header.
     NoProxyHeader,
     /// The same, and its PROXY header is malformed, or longer than 1 KiB.
     BadProxyHeader,
