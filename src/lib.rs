@@ -92,6 +92,7 @@ mod relay_conn;
 mod relay_desk;
 mod relay_link;
 mod relay_paths;
+mod relay_proxied;
 mod relay_pump;
 mod renew;
 mod session_relay;

@@ -23,6 +23,7 @@ use crate::relay_accept::{Accept, Guest, Member};
 use crate::relay_arrival::{ConnectionEnded, HandshakeFailed};
 use crate::relay_conn::{JoinWanted, Rejected, SideLeaves, cause_of};
 use crate::relay_desk::{Desk, Meeting, SharedRate, Told, Way};
+use crate::relay_proxied::Proxied;
 use crate::session::{PartEnded, RestartPart, Stop};
 use crate::sockets::Sockets;
 use crate::supervisor::{Reporter, SupervisorActor};
@@ -46,6 +47,7 @@ pub(crate) mod lobby;
 pub(crate) mod messages;
 pub(crate) mod nonce;
 pub(crate) mod pace;
+pub(crate) mod proxy;
 pub(crate) mod rate;
 pub(crate) mod runs;
 pub(crate) mod side;
@@ -89,6 +91,8 @@ pub struct TcpRelayActor {
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) reporter: Reporter,
     pub(crate) listeners: Vec<Listener>,
+    /// Not yet in the lobby: it is not yet known whose they are.
+    pub(crate) proxied: Proxied,
     pub(crate) lobby: Lobby,
     /// All connections, those included that have not joined or are being closed.
     pub(crate) guests: HashMap<ConnectionKey, Guest>,
@@ -125,6 +129,7 @@ impl TcpRelayActor {
             sockets,
             reporter,
             listeners: Vec::new(),
+            proxied: Proxied::default(),
             guests: HashMap::new(),
             next_key: 0,
             load: Load::new(arbiters.len()),
@@ -293,7 +298,7 @@ impl TcpRelayActor {
         RelayInfo {
             name: self.config.name.clone(),
             local_tcp: self.sockets.local_tcp(),
-            unjoined: self.lobby.len(),
+            unjoined: self.lobby.len() + self.proxied.len(),
             sides: self.directory.sides(),
             pairs: self.directory.pairs(),
             counters: self.sockets.totals.snapshot().into(),
@@ -393,6 +398,7 @@ impl Handler<Stop> for TcpRelayActor {
         if !self.stopping {
             self.stopping = true;
             self.listeners.clear();
+            self.proxied.clear();
             self.report(RelayEvent::RelayDraining { sides: self.directory.sides(), within: RETRY_MAX });
             self.guests.values().for_each(|guest| guest.desk.tell(Told::Restarting(spread_retry())));
         }

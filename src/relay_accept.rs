@@ -1,10 +1,11 @@
 //! Who comes to a relay: accepted, counted among those who have not joined, and sent to its thread before anything is
-//! read.
+//! read, but for the header with which a proxy says who calls.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
@@ -18,8 +19,9 @@ use crate::relay::directory::ConnectionKey;
 use crate::relay::{PairLabel, TcpRelayActor};
 use crate::relay_arrival::Arrival;
 use crate::relay_desk::{Desk, Told};
+use crate::relay_proxied::{Heard, is_proxy};
 
-/// Connections accepted in one turn of the task.
+/// Connections accepted, and those whose caller has become known, in one turn of the task.
 const MAX_TURNS: usize = 32;
 
 /// A connection, as far as the actor knows it.
@@ -70,7 +72,14 @@ impl ActorFuture<TcpRelayActor> for Accept {
                 turns += 1;
             }
         }
-        if turns == MAX_TURNS {
+        let mut callers = 0;
+        while callers < MAX_TURNS
+            && let Poll::Ready(heard) = act.proxied.poll_next(cx)
+        {
+            act.on_heard(heard, ctx);
+            callers += 1;
+        }
+        if turns == MAX_TURNS || callers == MAX_TURNS {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -85,11 +94,30 @@ impl TcpRelayActor {
                 self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
             }
             Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp: listener }),
-            Incoming::Peer(tcp, peer) => self.on_connection(tcp, peer, ctx),
+            Incoming::Peer(tcp, peer) if is_proxy(&self.config, peer.ip()) => {
+                if let Some(evicted) = self.proxied.begin(tcp, peer, now()) {
+                    self.refuse(evicted, JoinRefusal::PlaceNeeded);
+                }
+            }
+            Incoming::Peer(tcp, peer) => self.on_connection(tcp, peer, now(), ctx),
         }
     }
 
-    fn on_connection(&mut self, tcp: TcpStream, peer: SocketAddr, ctx: &mut Context<Self>) {
+    fn on_heard(&mut self, heard: Heard, ctx: &mut Context<Self>) {
+        match heard {
+            Heard::Caller { tcp, peer, accepted } => self.on_connection(tcp, peer, accepted, ctx),
+            Heard::Refused { proxy, reason } => self.refuse(proxy, reason),
+            Heard::Gone => {}
+        }
+    }
+
+    fn on_connection(
+        &mut self,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        accepted: Instant,
+        ctx: &mut Context<Self>,
+    ) {
         // One that cannot be taken from this thread is closed by being dropped.
         let Ok(tcp) = tcp.into_std() else { return };
         let key = ConnectionKey(self.next_key);
@@ -113,8 +141,8 @@ impl TcpRelayActor {
             }
             None => {}
         }
-        let core = Connection::new(now(), key.0, peer, self.shared.clone());
-        let arrival = Arrival::new(tcp, acceptor, desk, self.config.clone(), core, ctx.address());
+        let core = Connection::new(accepted, key.0, peer, self.shared.clone());
+        let arrival = Arrival::new(tcp, accepted, acceptor, desk, self.config.clone(), core, ctx.address());
         if let Some(arbiter) = self.arbiters.get(thread) {
             // If the thread is gone, the arrival is dropped, and tells us so.
             arbiter.spawn_fn(move || {

@@ -68,9 +68,10 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    /// One that has been accepted just now, as its core knows.
+    /// One that was accepted at this time, as its core knows.
     pub(crate) fn new(
         tcp: std::net::TcpStream,
+        accepted: Instant,
         acceptor: Option<Acceptor>,
         desk: Arc<Desk>,
         config: Arc<RelayConfig>,
@@ -79,7 +80,7 @@ impl Arrival {
     ) -> Self {
         // Where its thread is gone, or ends, nobody says anything else.
         let farewell = Farewell { key: desk.key, cause: LeaveCause::Restarting, relay };
-        Self { tcp, desk, config, core, acceptor, accepted: now(), farewell }
+        Self { tcp, desk, config, core, acceptor, accepted, farewell }
     }
 
     /// The whole life of the connection. To be called on the thread where it is to stay.

@@ -244,6 +244,7 @@ realm = "r"
 users = [{ user = "carol", password_file = "pw" }]
 users_file = "users"
 shared_key_env = "PW"
+proxy_protocol = ["192.0.2.0/24"]
 "#;
 
     fn mistake(text: &str) -> (Option<usize>, String) {
@@ -274,6 +275,7 @@ shared_key_env = "PW"
             [("carol", "of the file"), ("alice", "of the lines"), ("bob", "too")]
         );
         assert_eq!(relay.shared_key, Some("of the environment".into()));
+        assert_eq!(relay.proxy_protocol, ["192.0.2.0/24".parse().unwrap()]);
         assert!(!format!("{plan:?}").contains("hunter2"));
     }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use actix_relay::config::{ConfigError, RelayConfig};
 use actix_relay::credentials::{Secret, UserPassword};
 use clap::{ArgGroup, Args};
+use ipnet::IpNet;
 
 use super::args::Common;
 use super::plan::Plan;
 use super::tls_args::ServerTlsArgs;
-use super::values::{addr, seconds, secret};
+use super::values::{addr, allowed, seconds, secret};
 use crate::passwords::Passwords;
 
 pub(super) const RELAY_EXAMPLES: &str = "\
@@ -52,6 +53,9 @@ pub(super) struct RelayArgs {
     /// The two sides of a pair may be different users
     #[arg(long, help_heading = "Who may join")]
     pairs_across_users: bool,
+    /// Proxies in front of the relay: each connection from there must begin with a PROXY header that says who calls
+    #[arg(long, value_name = "CIDR", num_args = 1.., value_parser = allowed)]
+    proxy_protocol: Vec<IpNet>,
     #[command(flatten)]
     tls: ServerTlsArgs,
     /// Connections that have not joined, in all; past it the oldest of the busiest address goes [default: 4096]
@@ -103,6 +107,7 @@ impl RelayArgs {
         };
         config.tls = self.tls.tls()?;
         config.pairs_across_users = self.pairs_across_users;
+        config.proxy_protocol = self.proxy_protocol;
         config.max_unjoined = self.max_unjoined.unwrap_or(config.max_unjoined);
         let per_address = self.max_unjoined_per_address;
         config.max_unjoined_per_address = per_address.unwrap_or(config.max_unjoined_per_address);
@@ -178,13 +183,15 @@ mod tests {
         let config = relay(
             "--user alice:hunter2 --user bob:with:colon --pairs-across-users --max-unjoined 10 \
              --max-unjoined-per-address 2 --max-sessions-per-user 3 --max-pairs 4 --max-lifetime 60 \
-             --max-datagram 1500 --max-rate 1000000 --max-queue-delay 20ms --congestion bbr --fwmark 7",
+             --max-datagram 1500 --max-rate 1000000 --max-queue-delay 20ms --congestion bbr --fwmark 7 \
+             --proxy-protocol 192.0.2.1 2001:db8::/32",
         )
         .unwrap();
         let mut expected = RelayConfig::new("relay", addr("127.0.0.1:0").unwrap(), "r")
             .user(UserPassword::new("alice", "hunter2"))
             .user(UserPassword::new("bob", "with:colon"));
         expected.pairs_across_users = true;
+        expected.proxy_protocol = vec!["192.0.2.1/32".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
         (expected.max_unjoined, expected.max_unjoined_per_address) = (10, 2);
         (expected.max_sessions_per_user, expected.max_pairs, expected.max_datagram) = (3, 4, 1500);
         expected.max_rate = Some(1_000_000);
@@ -218,6 +225,7 @@ mod tests {
             ("--user a:hunter2 --user a:hunter2", "--users must not name a user twice"),
             ("--users nowhere", "--users: no such file"),
             ("--shared-key-env NOWHERE", "--shared-key-env: NOWHERE is not set"),
+            ("--user a:hunter2 --proxy-protocol here", "expected a network such as"),
             ("--user a:hunter2 --max-pairs 0", "--max-pairs must be"),
             ("--user a:hunter2 --bind 127.0.0.1", "--bind is for outgoing connections"),
             ("--user a:hunter2 --app 127.0.0.1:1", "--app goes with listen, connect and join"),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{ChildId, ConfigError, MAX_LISTENERS, ServerTls, checks, defaults, duration};
@@ -32,6 +33,12 @@ pub struct RelayConfig {
     /// The two sides of a pair may be different users; otherwise both are the user's who came first.
     #[serde(default)]
     pub pairs_across_users: bool,
+    /// Networks of proxies in front of the relay, at most 256. Each connection from there begins with a PROXY header
+    /// (version 1 or 2, before TLS), and the address in it counts as the caller's; without one it is closed. At most
+    /// 1,024 wait for theirs; past it the oldest goes. Whoever calls from there can say that he is anybody. From
+    /// elsewhere no such header is taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol: Vec<IpNet>,
     /// Connections that have not joined, over all addresses; 1 to 65,536, default 4,096. Past it the oldest of the
     /// busiest address goes.
     #[serde(default = "own::max_unjoined")]
@@ -98,6 +105,8 @@ mod own {
 
 /// [`RelayConfig::realm`] has this many characters at most (RFC 8489 §14.9).
 const MAX_REALM: usize = 127;
+/// The most networks of [`RelayConfig::proxy_protocol`].
+const MAX_PROXIES: usize = 256;
 /// The most pairs, and the most sides of one user.
 const MANY: usize = 1 << 20;
 
@@ -111,6 +120,7 @@ impl RelayConfig {
             users: Vec::new(),
             shared_key: None,
             pairs_across_users: false,
+            proxy_protocol: Vec::new(),
             max_unjoined: own::max_unjoined(),
             max_unjoined_per_address: own::max_unjoined_per_address(),
             max_sessions_per_user: own::max_sessions_per_user(),
@@ -149,6 +159,9 @@ impl RelayConfig {
         self.check_users().map_err(|why| invalid("users", why))?;
         if self.shared_key.as_ref().is_some_and(|key| !(1..=1024).contains(&key.expose().len())) {
             return Err(invalid("shared_key", "must have 1 to 1024 bytes"));
+        }
+        if self.proxy_protocol.len() > MAX_PROXIES {
+            return Err(invalid("proxy_protocol", "must name at most 256 networks"));
         }
         self.check_limits().map_err(|(field, why)| invalid(field, why))?;
         if let Some(tls) = &self.tls {
@@ -226,7 +239,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_a_password() {
         type Change = fn(&mut RelayConfig);
-        let wrong: [(Change, &str); 15] = [
+        let wrong: [(Change, &str); 16] = [
             (|c| c.name = "".into(), "name must have"),
             (|c| c.local_tcp.clear(), "local_tcp must name 1 to 16"),
             (|c| c.realm.clear(), "realm must have 1 to 127"),
@@ -236,6 +249,7 @@ mod tests {
             (|c| c.users.push(UserPassword::new("alice", "hunter2")), "users must not name a user twice"),
             (|c| c.users.push(UserPassword::new("bob", "")), "users must have names of"),
             (|c| c.shared_key = Some("".into()), "shared_key must have"),
+            (|c| c.proxy_protocol = vec![IpNet::default(); 257], "proxy_protocol must name at most"),
             (|c| c.max_unjoined = 0, "max_unjoined must be"),
             (|c| c.max_sessions_per_user = 0, "max_sessions_per_user must be"),
             (|c| c.max_lifetime = Duration::from_secs(9), "max_lifetime must be"),

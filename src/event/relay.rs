@@ -67,6 +67,12 @@ pub enum JoinRefusal {
     Full,
     /// It had not joined, and a newer connection needed its place.
     PlaceNeeded,
+    /// It comes from a proxy, an address of `proxy_protocol`, and what it sent first is no PROXY header.
+    NoProxyHeader,
+    /// The same, and its PROXY header is malformed, or longer than 1 KiB.
+    BadProxyHeader,
+    /// The same, and its PROXY header was not complete within 10 s.
+    LateProxyHeader,
 }
 
 impl fmt::Display for JoinRefusal {
@@ -78,6 +84,9 @@ impl fmt::Display for JoinRefusal {
             Self::SessionsUsedUp => "its user's sessions are used up (486)",
             Self::Full => "there is no room for another pair (508)",
             Self::PlaceNeeded => "it had not joined and its place was needed",
+            Self::NoProxyHeader => "it did not begin with a PROXY header, as it must from this address",
+            Self::BadProxyHeader => "its PROXY header is malformed or too long",
+            Self::LateProxyHeader => "its PROXY header was not complete within 10 s",
         })
     }
 }
