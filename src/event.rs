@@ -104,6 +104,9 @@ pub enum EventKind {
     CertificateShown {
         /// What those who pin the key need.
         pin: Pin,
+        /// Why nobody else believes it: it has expired, or is not good yet. A sentence that begins with "it".
+        #[serde(skip_serializing_if = "Option::is_none")]
+        doubt: Option<String>,
     },
     /// The certificate's files have changed, but are no good: the old certificate stays.
     CertificateKept {
@@ -281,7 +284,11 @@ impl fmt::Display for EventKind {
                 write!(f, "listening on TCP")?;
                 local_tcp.iter().try_for_each(|addr| write!(f, " {addr}"))
             }
-            Self::CertificateShown { pin } => write!(f, "shows a certificate whose key has the pin {pin}"),
+            Self::CertificateShown { pin, doubt } => {
+                write!(f, "shows a certificate whose key has the pin {pin}")?;
+                let Some(doubt) = doubt else { return Ok(()) };
+                write!(f, "; {doubt}: only who pins its key believes it")
+            }
             Self::CertificateKept { error } => {
                 write!(f, "the certificate's files have changed, but the old one stays: {error}")
             }
@@ -421,6 +428,21 @@ mod tests {
         assert_eq!(json["cause"], "closed");
         assert_eq!(json["retry_in"], 1.5);
         assert_eq!(json["child"], "vpn");
+    }
+
+    #[test]
+    fn a_certificate_is_doubted_in_one_sentence_and_not_without_a_reason() {
+        let shown = |doubt: Option<&str>| EventKind::CertificateShown {
+            pin: Pin([0xab; 32]),
+            doubt: doubt.map(str::to_owned),
+        };
+        let sentence = format!("shows a certificate whose key has the pin {}", "ab".repeat(32));
+        assert_eq!(shown(None).to_string(), sentence);
+        assert_eq!(
+            shown(Some("it has expired")).to_string(),
+            format!("{sentence}; it has expired: only who pins its key believes it")
+        );
+        assert!(serde_json::to_value(shown(None)).unwrap().get("doubt").is_none());
     }
 
     #[test]

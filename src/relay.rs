@@ -163,7 +163,7 @@ impl TcpRelayActor {
         self.listeners = listeners.map_err(failed)?;
         self.report(RelayEvent::RelayStarted { local_tcp: self.sockets.local_tcp() });
         if let Some(acceptor) = self.sockets.acceptor() {
-            self.reporter.report(EventKind::CertificateShown { pin: acceptor.pin() });
+            self.reporter.report(acceptor.shown());
         }
         Ok(())
     }

@@ -134,12 +134,8 @@ impl TcpRelayActor {
             self.refuse(evicted, JoinRefusal::PlaceNeeded);
         }
         let acceptor = self.sockets.acceptor();
-        match acceptor.as_ref().and_then(|acceptor| acceptor.look(now())) {
-            Some(Ok(pin)) => self.reporter.report(EventKind::CertificateShown { pin }),
-            Some(Err(error)) => {
-                self.reporter.report(EventKind::CertificateKept { error: error.to_string() });
-            }
-            None => {}
+        if let Some(news) = acceptor.as_ref().and_then(|acceptor| acceptor.look(now())) {
+            self.reporter.report(news);
         }
         let core = Connection::new(accepted, key.0, peer, self.shared.clone());
         let arrival = Arrival::new(tcp, accepted, acceptor, desk, self.config.clone(), core, ctx.address());

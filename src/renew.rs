@@ -46,12 +46,8 @@ impl Handler<ReadCertificates> for SupervisorActor {
     fn handle(&mut self, _: ReadCertificates, _: &mut Self::Context) {
         let read = |(name, slot): (&ChildId, &Slot)| Some((name.clone(), slot.read_certificate()?));
         let all: Vec<_> = self.slots.iter().filter_map(read).collect();
-        for (child, read) in all {
-            let kind = match read {
-                Ok(pin) => EventKind::CertificateShown { pin },
-                Err(error) => EventKind::CertificateKept { error: error.to_string() },
-            };
-            self.publish(&child, kind);
+        for (child, news) in all {
+            self.publish(&child, news);
         }
     }
 }

@@ -40,17 +40,13 @@ impl RelaySessionActor {
     /// Says with which certificate the session listens, if it does with one.
     pub(crate) fn report_certificate(&self) {
         if let Some(acceptor) = self.sockets.acceptor().filter(|_| !self.listeners.is_empty()) {
-            self.reporter.report(EventKind::CertificateShown { pin: acceptor.pin() });
+            self.reporter.report(acceptor.shown());
         }
     }
 
     pub(crate) fn begin_handshake(&mut self, acceptor: Acceptor, tcp: TcpStream, peer: SocketAddr) {
-        match acceptor.look(now()) {
-            Some(Ok(pin)) => self.reporter.report(EventKind::CertificateShown { pin }),
-            Some(Err(error)) => {
-                self.reporter.report(EventKind::CertificateKept { error: error.to_string() });
-            }
-            None => {}
+        if let Some(news) = acceptor.look(now()) {
+            self.reporter.report(news);
         }
         if let Some(evicted) = self.handshakes.begin(acceptor, tcp, peer, now()) {
             self.refuse(evicted, Refusal::Silent);

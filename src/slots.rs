@@ -9,7 +9,7 @@ use actix_rt::ArbiterHandle;
 use tokio::sync::oneshot;
 
 use crate::clock::now;
-use crate::config::{ChildId, Pin, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
+use crate::config::{ChildId, RelayConfig, SessionConfig, SupervisorConfig, TurnConfig};
 use crate::credentials::{Secret, UserPassword};
 use crate::event::{Cause, Event, EventKind};
 use crate::link::{Ending, Mortal, Part, Wait};
@@ -23,7 +23,6 @@ use crate::sockopt::TcpOptions;
 use crate::stun;
 use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
-use crate::tls::TlsError;
 use crate::turn::{TurnClientActor, TurnSeed};
 
 /// One session, one TURN client, or one relay.
@@ -105,8 +104,8 @@ impl Slot {
         }
     }
 
-    /// Reads the certificate's files again; `None` where none are shown.
-    pub(crate) fn read_certificate(&self) -> Option<Result<Pin, TlsError>> {
+    /// Reads the certificate's files again, and says what came of it; `None` where none are shown.
+    pub(crate) fn read_certificate(&self) -> Option<EventKind> {
         self.sockets.acceptor()?.read_again()
     }
 

@@ -15,10 +15,12 @@ use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
 
 use crate::config::{ClientTls, Pin, ServerCertificate, ServerTls};
+use crate::event::EventKind;
 use crate::tls_files::{self, Stamp};
 use crate::tls_stream::TlsStream;
 
 pub use error::TlsError;
+pub(crate) use error::out_of_date;
 use verify::{Pinned, pin_of};
 
 mod error;
@@ -113,13 +115,27 @@ struct Current {
 }
 
 impl Current {
-    fn read(&mut self, source: &ServerCertificate) -> Result<Pin, TlsError> {
+    /// What comes of it, as an event: the certificate that is shown from now on, or why the old one stays.
+    fn read(&mut self, source: &ServerCertificate) -> EventKind {
         // Before they are read: what changes meanwhile is seen at the next look.
         self.stamp = stamp(source);
-        let read = read(source);
-        self.wrong = read.as_ref().err().map(ToString::to_string);
-        (self.certificate, self.pin) = read?;
-        Ok(self.pin)
+        match read(source) {
+            Ok(read) => {
+                (self.certificate, self.pin) = read;
+                self.wrong = None;
+                self.shown()
+            }
+            Err(error) => {
+                let error = error.to_string();
+                self.wrong = Some(error.clone());
+                EventKind::CertificateKept { error }
+            }
+        }
+    }
+
+    fn shown(&self) -> EventKind {
+        let doubt = self.certificate.cert.first().and_then(tls_files::doubt);
+        EventKind::CertificateShown { pin: self.pin, doubt }
     }
 }
 
@@ -150,17 +166,22 @@ impl Acceptor {
     }
 
     /// The pin of the certificate that is shown at the moment.
+    #[cfg(test)]
     pub(crate) fn pin(&self) -> Pin {
         self.shown.lock().pin
     }
 
+    /// The certificate that is shown at the moment, as an event.
+    pub(crate) fn shown(&self) -> EventKind {
+        self.shown.lock().shown()
+    }
+
     /// Looks whether the certificate's files have changed, at most once a second, and shows the new one from now
-    /// on. To be called before connections are accepted; is ready with news only.
+    /// on. To be called before connections are accepted; has an event if there is news.
     ///
-    /// # Errors
-    /// The files have changed, but are no good: the old certificate stays. Said once for each change, or when something
-    /// else is wrong with them.
-    pub(crate) fn look(&self, now: Instant) -> Option<Result<Pin, TlsError>> {
+    /// Where the files have changed, but are no good, the old certificate stays. Said once for each change, or when
+    /// something else is wrong with them.
+    pub(crate) fn look(&self, now: Instant) -> Option<EventKind> {
         let mut current = self.shown.lock();
         if current.looked.is_some_and(|looked| now < looked + LOOK_INTERVAL) {
             return None;
@@ -175,11 +196,9 @@ impl Acceptor {
         (!is_same || told != current.wrong).then_some(news)
     }
 
-    /// Reads the certificate's files again, whether they seem to have changed or not; `None` where there are none.
-    ///
-    /// # Errors
-    /// They are no good: the old certificate stays.
-    pub(crate) fn read_again(&self) -> Option<Result<Pin, TlsError>> {
+    /// Reads the certificate's files again, whether they seem to have changed or not, and says in an event what came of
+    /// it; `None` where there are none. Where they are no good, the old certificate stays.
+    pub(crate) fn read_again(&self) -> Option<EventKind> {
         match &self.shown.source {
             ServerCertificate::Files(_) => Some(self.shown.lock().read(&self.shown.source)),
             ServerCertificate::SelfSigned => None,

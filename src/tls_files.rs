@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
 use crate::config::{CertificateFiles, ServerCertificate};
-use crate::tls::{TlsError, provider};
+use crate::tls::{TlsError, out_of_date, provider};
 
 /// A certificate chain and its key are far shorter; a device or a log given by mistake is not read to its end.
 const MAX_FILE_LEN: u64 = 1 << 20;
@@ -43,6 +45,18 @@ pub(crate) fn from_files(files: &CertificateFiles) -> Result<CertifiedKey, TlsEr
         error @ rustls::Error::InvalidCertificate(_) => wrong(&files.cert, &error.to_string()),
         error => wrong(&files.key, &error.to_string()),
     })
+}
+
+/// Why a certificate is believed by those only who pin its key: its time is over, or has not come.
+pub(crate) fn doubt(certificate: &CertificateDer<'_>) -> Option<String> {
+    let certificate = ParsedCertificate::try_from(certificate).ok()?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    // Dates are looked at before an issuer, who is not found here, is looked for.
+    let (nobody, now) = (RootCertStore::empty(), UnixTime::now());
+    match verify_server_cert_signed_by_trust_anchor(&certificate, &nobody, &[], now, algorithms) {
+        Err(rustls::Error::InvalidCertificate(error)) => Some(format!("it {}", out_of_date(&error)?)),
+        _ => None,
+    }
 }
 
 /// A key that nobody else has, and a certificate for no name in particular: only a pin makes it believed.
@@ -183,6 +197,23 @@ mod tests {
         let before = Stamp::of(&files);
         fs::remove_file(&files.cert).unwrap();
         assert_ne!(Stamp::of(&files), before);
+    }
+
+    #[test]
+    fn a_certificate_whose_time_is_over_or_to_come_is_doubted() {
+        let doubt_of = |from: i32, to: i32| {
+            let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(from, 2, 3);
+            params.not_after = rcgen::date_time_ymd(to, 2, 3);
+            // As `openssl req -x509` makes them.
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().unwrap();
+            doubt(params.self_signed(&key).unwrap().der())
+        };
+        assert_eq!(doubt_of(2019, 2020).unwrap(), "it expired on 2020-02-03T00:00:00Z");
+        assert!(doubt_of(3000, 3001).unwrap().starts_with("it is good from 3000-02-03T00:00:00Z only"));
+        assert_eq!(doubt_of(2020, 3000), None);
+        assert_eq!(doubt(&self_signed().unwrap().cert[0]), None);
     }
 
     #[test]

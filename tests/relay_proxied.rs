@@ -180,7 +180,7 @@ async fn the_header_comes_before_tls() {
     config.tls = Some(ServerTls::new(ServerCertificate::SelfSigned));
     let (_, relay) = house.start_relay(config).await;
     let pin = house.event("relay", |kind| match kind {
-        EventKind::CertificateShown { pin } => Some(*pin),
+        EventKind::CertificateShown { pin, .. } => Some(*pin),
         _ => None,
     });
     let tls = pinned(pin.await);

@@ -29,7 +29,7 @@ fn at(relay: SocketAddr, side: &str, tls: ClientTls) -> RelayRemote {
 async fn shown(house: &mut House) -> Pin {
     house
         .event("relay", |kind| match kind {
-            EventKind::CertificateShown { pin } => Some(*pin),
+            EventKind::CertificateShown { pin, .. } => Some(*pin),
             _ => None,
         })
         .await

@@ -57,7 +57,7 @@ async fn turned_away(house: &mut House) -> String {
 async fn shown(house: &mut House) -> Pin {
     house
         .event("far", |kind| match kind {
-            EventKind::CertificateShown { pin } => Some(*pin),
+            EventKind::CertificateShown { pin, .. } => Some(*pin),
             _ => None,
         })
         .await
@@ -178,9 +178,16 @@ async fn what_is_wrong_with_a_server_s_certificate_is_said_and_not_hammered() {
 
 #[actix::test]
 async fn a_pin_is_enough_whatever_else_the_certificate_says() {
-    let (house, echo, authority) = (House::new().await, Echo::start().await, Authority::new());
+    let (mut house, echo, authority) = (House::new().await, Echo::start().await, Authority::new());
     let issued = authority.issue_expired("a.example");
     let tcp = house.listen(far(&echo, issued.shown())).await;
+    let doubt = house
+        .event("far", |kind| match kind {
+            EventKind::CertificateShown { doubt, .. } => Some(doubt.clone()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(doubt.unwrap(), "it expired on 2020-02-03T00:00:00Z");
     let local = house.local(near(tcp, pinned(issued.pin))).await;
     until_echoed(&udp().await, local, "expired, but pinned").await;
 }

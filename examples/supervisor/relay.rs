@@ -151,7 +151,7 @@ impl Events {
     /// The relay says which key it shows.
     async fn pin(&mut self) -> Result<Pin> {
         self.first(|kind| match kind {
-            EventKind::CertificateShown { pin } => Some(pin),
+            EventKind::CertificateShown { pin, .. } => Some(pin),
             _ => None,
         })
         .await

@@ -125,7 +125,26 @@ impl From<Error> for TlsError {
     }
 }
 
+/// What is wrong with a certificate's dates, if that is it; continues "it …".
+pub(crate) fn out_of_date(error: &CertificateError) -> Option<String> {
+    match error {
+        CertificateError::ExpiredContext { not_after, .. } => {
+            Some(format!("expired on {}", date(not_after.as_secs())))
+        }
+        CertificateError::Expired => Some("has expired".to_owned()),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            let date = date(not_before.as_secs());
+            Some(format!("is good from {date} only (is this machine's clock right?)"))
+        }
+        CertificateError::NotValidYet => Some("is not good yet".to_owned()),
+        _ => None,
+    }
+}
+
 fn bad_certificate(error: &CertificateError) -> String {
+    if let Some(why) = out_of_date(error) {
+        return format!("the peer's certificate {why}");
+    }
     match error {
         CertificateError::NotValidForNameContext { expected, presented } => {
             let names: Vec<_> = presented.iter().map(|name| plain(name)).collect();
@@ -133,15 +152,6 @@ fn bad_certificate(error: &CertificateError) -> String {
             format!("the peer's certificate is for {names}, not for {}", expected.to_str())
         }
         CertificateError::NotValidForName => "the peer's certificate is for another name".to_owned(),
-        CertificateError::ExpiredContext { not_after, .. } => {
-            format!("the peer's certificate expired on {}", date(not_after.as_secs()))
-        }
-        CertificateError::Expired => "the peer's certificate has expired".to_owned(),
-        CertificateError::NotValidYetContext { not_before, .. } => {
-            let date = date(not_before.as_secs());
-            format!("the peer's certificate is good from {date} only; is this machine's clock right?")
-        }
-        CertificateError::NotValidYet => "the peer's certificate is not good yet".to_owned(),
         CertificateError::UnknownIssuer => {
             "the peer's certificate is from an authority that is not believed \
              here: name that one (ca), or the peer's key (pin)"

@@ -105,7 +105,7 @@ impl Handler<Event> for PinEar {
     type Result = ();
 
     fn handle(&mut self, event: Event, ctx: &mut Self::Context) {
-        if let EventKind::CertificateShown { pin } = event.kind
+        if let EventKind::CertificateShown { pin, .. } = event.kind
             && let Some(heard) = self.0.take()
         {
             // Whoever waited may have given up.
