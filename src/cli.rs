@@ -23,12 +23,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing_subscriber::EnvFilter;
 
-use crate::passwords::Here;
+use crate::passwords::{Here, Passwords};
 use crate::signals::{Hangups, Signals};
 use crate::stdout::{self, Line, Printer};
 use args::{Cli, Command, Common};
 pub(crate) use lines::Voice;
-use plan::{Plan, one_line};
+use plan::{Mistake, Plan, one_line};
 
 mod args;
 mod join_args;
@@ -104,7 +104,7 @@ fn run(cli: Cli) -> Result<i32, Failure> {
     cli.refuse_what_has_no_meaning().map_err(wrong)?;
     let Cli { common, command } = cli;
     if let Command::Check(args::File { file }) = &command {
-        let plan = read(file, &common)?;
+        let plan = read(file, &common, Plan::checked)?;
         return Ok(say_fine(file, &plan, common.json));
     }
     let (plan, hint) = plan_of(command, &common)?;
@@ -128,7 +128,7 @@ fn plan_of(command: Command, common: &Common) -> Result<(Plan, &'static str), Fa
         Command::Join(join) => (join.plan(common, &Here), ""),
         Command::Relay(relay) => (relay.plan(common, &Here), ""),
         Command::Run(args::File { file }) | Command::Check(args::File { file }) => {
-            return Ok((read(&file, common)?, "allow = [\"CIDR\"]"));
+            return Ok((read(&file, common, Plan::from_toml)?, "allow = [\"CIDR\"]"));
         }
     };
     Ok((plan.map_err(wrong)?, hint))
@@ -163,10 +163,14 @@ fn without_tls(plan: &Plan) -> Option<String> {
     ))
 }
 
-fn read(file: &Path, common: &Common) -> Result<Plan, Failure> {
+fn read(
+    file: &Path,
+    common: &Common,
+    plan_of: fn(&str, &dyn Passwords) -> Result<Plan, Mistake>,
+) -> Result<Plan, Failure> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| wrong(format!("{name}: {error}")))?;
-    let mut plan = Plan::from_toml(&text, &Here).map_err(|mistake| {
+    let mut plan = plan_of(&text, &Here).map_err(|mistake| {
         wrong(match mistake.line {
             Some(line) => format!("{name}:{line}: {}", mistake.message),
             None => format!("{name}: {}", mistake.message),

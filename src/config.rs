@@ -386,6 +386,14 @@ impl SessionConfig {
         Ok(())
     }
 
+    /// What TLS is spoken with as a client, each with the name of its field.
+    pub(crate) fn client_tls(&self) -> impl Iterator<Item = (&'static str, &ClientTls)> {
+        let remote = self.remote.as_ref().and_then(Remote::tls);
+        let listen = self.turn_listen.as_ref().and_then(|listen| listen.server.spoken_tls());
+        let all = [("tls", self.tls.as_ref()), ("remote.tls", remote), ("turn_listen.tls", listen)];
+        all.into_iter().filter_map(|(field, tls)| Some((field, tls?)))
+    }
+
     fn invalid(&self, field: &'static str, why: &'static str) -> ConfigError {
         ConfigError::Invalid { session: self.name.clone(), field, why }
     }

@@ -19,7 +19,6 @@ use crate::relay::nonce::NonceKey;
 use crate::relay::{RelaySeed, TcpRelayActor};
 use crate::session::{PartEnded, RelaySessionActor, RestartPart, Seed, SessionState, Stop};
 use crate::sockets::Sockets;
-use crate::sockopt::TcpOptions;
 use crate::stun;
 use crate::supervisor::restart::{Limits, Outcome, Restart, Verdict};
 use crate::supervisor::{NoSession, Reporter, StartError, SupervisorActor};
@@ -167,10 +166,7 @@ impl SupervisorActor {
         let name = config.name.clone();
         self.check_free(&name)?;
         let socket = |source| StartError::TurnSocket { turn: name.clone(), source };
-        TcpOptions::from(&config).check().map_err(socket)?;
-        let udp: Vec<_> = config.udp_forward.iter().map(|forward| forward.local_udp).collect();
-        let tcp: Vec<_> = config.tcp_listen.iter().map(|listen| listen.local_tcp).collect();
-        let sockets = Sockets::open_turn(&udp, &tcp).map_err(socket)?;
+        let sockets = Sockets::open_turn(&config).map_err(socket)?;
         let slot = self.fill_slot(&name, Config::Turn(Box::new(config)), sockets, ctx)?;
         Ok(slot.turn().expect("its life has begun").clone())
     }

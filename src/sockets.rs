@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use actix::prelude::Recipient;
 
-use crate::config::{RelayConfig, Remote, SessionConfig, TurnListen};
+use crate::config::{RelayConfig, Remote, SessionConfig, TurnConfig, TurnListen};
 use crate::counters::Totals;
 use crate::sockopt::{self, SocketError, TcpOptions};
 use crate::stun;
-use crate::tls::{Acceptor, Connector, DIRECT_PROTOCOL, RELAY_PROTOCOL};
+use crate::tls::{Acceptor, DIRECT_PROTOCOL, RELAY_PROTOCOL};
+use crate::tls_files;
 use crate::turn::{DatagramsReceived, SetGate};
 
 /// What is wished for, through all allocations and all lives of the actor. At most 1,024 addresses of each kind.
@@ -62,14 +63,8 @@ struct Inner {
 impl Sockets {
     /// Binds what the session is configured to have, and reads its certificates.
     pub(crate) fn open(config: &SessionConfig) -> Result<Self, SocketError> {
-        let relay_tls = match &config.remote {
-            Some(Remote::Relay(relay)) => relay.tls.as_ref(),
-            _ => None,
-        };
-        if let Some(tls) = config.tls.as_ref().or(relay_tls) {
-            // What is wrong with its files is better said now than by the first link.
-            Connector::new(tls, None)?;
-        }
+        // What is wrong with their files is better said now than by the first link.
+        config.client_tls().try_for_each(|(_, tls)| tls_files::check_client(tls))?;
         let acceptor = config.listen_tls.as_ref().map(|tls| Acceptor::new(tls, DIRECT_PROTOCOL));
         let sockets = Self { acceptor: acceptor.transpose()?, ..Self::default() };
         sockets.set_remote(config.remote.clone());
@@ -85,12 +80,16 @@ impl Sockets {
     }
 
     /// Binds what a TURN client is configured to have: a UDP socket for each forward, a listener for each TCP
-    /// port, in this order.
-    pub(crate) fn open_turn(udp: &[SocketAddr], tcp: &[SocketAddr]) -> Result<Self, SocketError> {
+    /// port, in this order. Reads the files that its TLS names.
+    pub(crate) fn open_turn(config: &TurnConfig) -> Result<Self, SocketError> {
+        config.server.spoken_tls().map_or(Ok(()), tls_files::check_client)?;
+        TcpOptions::from(config).check()?;
         let sockets = Self::default();
-        let bound: Result<_, _> = udp.iter().map(|addr| sockopt::bind_udp(*addr)).collect();
+        let bound: Result<_, _> =
+            config.udp_forward.iter().map(|forward| sockopt::bind_udp(forward.local_udp)).collect();
         sockets.lock().udp = bound?;
-        sockets.listen(tcp, &TcpOptions::default())?;
+        let tcp: Vec<_> = config.tcp_listen.iter().map(|listen| listen.local_tcp).collect();
+        sockets.listen(&tcp, &TcpOptions::default())?;
         Ok(sockets)
     }
 
@@ -210,6 +209,7 @@ fn has_v4_twin(addr: &SocketAddr, addrs: &[SocketAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{TcpListen, TurnServer, UdpForward};
 
     fn any() -> SocketAddr {
         "127.0.0.1:0".parse().unwrap()
@@ -230,9 +230,18 @@ mod tests {
         assert_eq!(of("c"), c);
     }
 
+    /// A TURN client with these sockets.
+    fn open_turn(udp: &[SocketAddr], tcp: &[SocketAddr]) -> Result<Sockets, SocketError> {
+        let peer = ([192, 0, 2, 1], 1).into();
+        let mut config = TurnConfig::new("turn", TurnServer::new("turn:h".parse().unwrap()));
+        config.udp_forward = udp.iter().map(|addr| UdpForward { local_udp: *addr, peer }).collect();
+        config.tcp_listen = tcp.iter().map(|addr| TcpListen { local_tcp: *addr, peer }).collect();
+        Sockets::open_turn(&config)
+    }
+
     #[test]
     fn a_turn_client_finds_each_of_its_sockets_by_number() {
-        let sockets = Sockets::open_turn(&[any(), any()], &[any(), any()]).unwrap();
+        let sockets = open_turn(&[any(), any()], &[any(), any()]).unwrap();
         let udp = |index| sockets.udp(index).unwrap().map(|udp| udp.local_addr().unwrap());
         let tcp = |index| sockets.listener(index).unwrap().map(|tcp| tcp.local_addr().unwrap());
         assert!(udp(0).is_some() && udp(0) == udp(0) && udp(1).is_some() && udp(0) != udp(1));
@@ -244,13 +253,13 @@ mod tests {
     fn a_turn_client_does_not_get_ports_in_use() {
         let udp = UdpSocket::bind(any()).unwrap().local_addr().unwrap();
         let taken = UdpSocket::bind(any()).unwrap();
-        let error = Sockets::open_turn(&[udp, taken.local_addr().unwrap()], &[]).unwrap_err();
+        let error = open_turn(&[udp, taken.local_addr().unwrap()], &[]).unwrap_err();
         assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
         let taken = TcpListener::bind(any()).unwrap();
-        let error = Sockets::open_turn(&[udp], &[taken.local_addr().unwrap()]).unwrap_err();
+        let error = open_turn(&[udp], &[taken.local_addr().unwrap()]).unwrap_err();
         assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
         // What was bound in vain is free again.
-        Sockets::open_turn(&[udp], &[]).unwrap();
+        open_turn(&[udp], &[]).unwrap();
     }
 
     #[test]

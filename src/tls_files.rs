@@ -13,8 +13,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
-use crate::config::{CertificateFiles, ServerCertificate};
-use crate::tls::{TlsError, out_of_date, provider};
+use crate::config::{
+    CertificateFiles, ClientTls, ConfigError, RelayConfig, ServerCertificate, ServerTls, SessionConfig,
+    TurnConfig,
+};
+use crate::tls::{Connector, TlsError, out_of_date, provider};
 
 /// A certificate chain and its key are far shorter; a device or a log given by mistake is not read to its end.
 const MAX_FILE_LEN: u64 = 1 << 20;
@@ -28,6 +31,61 @@ pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKe
         ServerCertificate::Files(files) => from_files(files),
         ServerCertificate::SelfSigned => self_signed(),
     }
+}
+
+/// Reads the files that a client's `tls` names, and throws away what is in them.
+///
+/// # Errors
+/// Which file, and what is wrong with it; or there is nobody to believe.
+pub(crate) fn check_client(tls: &ClientTls) -> Result<(), TlsError> {
+    Connector::new(tls, None).map(drop)
+}
+
+impl SessionConfig {
+    /// Reads the files that `listen_tls`, `tls`, and those of `remote` and `turn_listen` name, as
+    /// [`StartSession`](crate::supervisor::StartSession) does. Blocks while it reads.
+    ///
+    /// # Errors
+    /// [`ConfigError::Files`].
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let listen = self.listen_tls.as_ref().map_or(Ok(()), check_server);
+        listen.map_err(|error| self.bad_files("listen_tls", &error))?;
+        self.client_tls()
+            .try_for_each(|(field, tls)| check_client(tls).map_err(|error| self.bad_files(field, &error)))
+    }
+
+    fn bad_files(&self, field: &'static str, error: &TlsError) -> ConfigError {
+        ConfigError::Files { kind: "session", child: self.name.clone(), field, why: error.to_string() }
+    }
+}
+
+impl TurnConfig {
+    /// Reads the files that the server's `tls` names, as [`StartTurn`](crate::supervisor::StartTurn) does. Blocks while
+    /// it reads.
+    ///
+    /// # Errors
+    /// [`ConfigError::Files`].
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let checked = self.server.spoken_tls().map_or(Ok(()), check_client);
+        let (kind, child) = ("turn", self.name.clone());
+        checked.map_err(|error| ConfigError::Files { kind, child, field: "tls", why: error.to_string() })
+    }
+}
+
+impl RelayConfig {
+    /// Reads the files that `tls` names, as [`StartRelay`](crate::supervisor::StartRelay) does. Blocks while it reads.
+    ///
+    /// # Errors
+    /// [`ConfigError::Files`].
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let checked = self.tls.as_ref().map_or(Ok(()), check_server);
+        let (kind, child) = ("relay", self.name.clone());
+        checked.map_err(|error| ConfigError::Files { kind, child, field: "tls", why: error.to_string() })
+    }
+}
+
+fn check_server(tls: &ServerTls) -> Result<(), TlsError> {
+    certificate(&tls.certificate).map(drop)
 }
 
 pub(crate) fn from_files(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {

@@ -25,7 +25,7 @@ impl ServerDialer {
         let server = &config.server;
         Self {
             host: server.uri.host.clone(),
-            tls: server.uri.tls.then(|| server.tls.clone()),
+            tls: server.spoken_tls().cloned(),
             options,
             timeout: config.connect_timeout,
         }

@@ -128,6 +128,11 @@ fn what_makes_no_sense_is_refused() {
         1,
         &[&key, "not the key of the certificate"],
     );
+    let session = format!("[[session]]\nname = 'a'\nlocal_udp = '{ANY}'\nremote = '127.0.0.1:9'\n");
+    let session = file(&format!("{session}tls = {{ cert = '{cert}', key = '{key}' }}"));
+    let session = session.path().display();
+    let expected = [&format!("{session}:5: session 'a': tls: {key}: this is not the key"), ""];
+    assert_one_error(&format!("check {session}"), 2, &expected.map(|text| text as &str));
     assert_one_error(&format!("{connect} --tls-ca {cert}"), 2, &["go with --tls"]);
     assert_one_error(&format!("{connect} --tls --tls-ca {key}"), 1, &["no certificate in it"]);
     assert_one_error(&format!("{connect} --tls --tls-pin 12"), 2, &["64 hex digits"]);
@@ -137,6 +142,16 @@ fn what_makes_no_sense_is_refused() {
         2,
         &["--tls goes with a direct remote", "turns:"],
     );
+    let through = "--user a:b --tls-ca /nowhere";
+    for refused in [
+        format!("{connect} --turn turns:127.0.0.1 {through}"),
+        format!("listen --turn turns:127.0.0.1 --permit 192.0.2.1 --udp-forward 127.0.0.1:9 {through}"),
+        format!("turn --server turns:127.0.0.1 --udp {ANY} --peer 192.0.2.1:9 {through}"),
+        format!("turn-tcp --server turns:127.0.0.1 --tcp {ANY} --connect 192.0.2.1:9 {through}"),
+    ] {
+        assert_one_error(&refused, 1, &["/nowhere: No such"]);
+    }
+    let through = "--turn turn:127.0.0.1 --user a:b";
     let listen = format!("listen {through} --permit 192.0.2.1 --udp-forward 127.0.0.1:9");
     assert_one_error(&format!("{listen} --tls-self-signed"), 2, &["one or the other"]);
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use actix_relay::config::{
-    ChildId, ConfigError, RelayConfig, ServerCertificate, ServerTls, SessionConfig, SupervisorConfig,
+    ChildId, ConfigError, RelayConfig, Remote, ServerCertificate, ServerTls, SessionConfig, SupervisorConfig,
     TurnConfig,
 };
 use serde::Deserialize;
@@ -57,6 +57,15 @@ struct Supervisor {
 impl Plan {
     /// Reads a file; the passwords it does not hold itself are fetched.
     pub(super) fn from_toml(text: &str, passwords: &dyn Passwords) -> Result<Self, Mistake> {
+        Self::read(text, passwords, false)
+    }
+
+    /// The same, and reads the certificates and keys that the file names too, as their start would.
+    pub(super) fn checked(text: &str, passwords: &dyn Passwords) -> Result<Self, Mistake> {
+        Self::read(text, passwords, true)
+    }
+
+    fn read(text: &str, passwords: &dyn Passwords, with_files: bool) -> Result<Self, Mistake> {
         let wrong = |error: toml::de::Error| Mistake {
             line: error.span().map(|span| line_at(text, span.start)),
             message: one_line(error.message()),
@@ -81,6 +90,10 @@ impl Plan {
         for relay in &file.relay {
             let config = relay.get_ref();
             names.check(relay.span(), "relay", &config.name, config.validate())?;
+        }
+        check_sides(text, &file.session)?;
+        if with_files {
+            check_files(text, &file)?;
         }
         Ok(Self {
             supervisor: supervisor(text, file.supervisor)?,
@@ -140,6 +153,36 @@ impl<'a> Names<'a> {
     }
 }
 
+/// No session may take the place of another one at a relay.
+fn check_sides(text: &str, sessions: &[Spanned<SessionConfig>]) -> Result<(), Mistake> {
+    let sides = sessions.iter().filter_map(|session| match session.get_ref() {
+        SessionConfig { name, remote: Some(Remote::Relay(relay)), .. } => Some((session.span(), name, relay)),
+        _ => None,
+    });
+    let sides: Vec<_> = sides.collect();
+    for (index, (table, name, side)) in sides.iter().enumerate() {
+        let before = sides[..index].iter().find(|(_, _, before)| before.is_same_side(side));
+        let Some((_, other, _)) = before else { continue };
+        let same = "has the same relay, user, pair and side: they would take each other's place";
+        let message = format!("session '{name}': remote: session '{other}' {same}");
+        return Err(Mistake { line: Some(line_of(text, table.clone(), "remote")), message });
+    }
+    Ok(())
+}
+
+/// Reads the certificates and keys that the tables name.
+fn check_files(text: &str, file: &File) -> Result<(), Mistake> {
+    let sessions = file.session.iter().map(|table| (table.span(), table.get_ref().check_files()));
+    let turns = file.turn.iter().map(|table| (table.span(), table.get_ref().check_files()));
+    let relays = file.relay.iter().map(|table| (table.span(), table.get_ref().check_files()));
+    sessions.chain(turns).chain(relays).try_for_each(|(table, checked)| {
+        checked.map_err(|error| Mistake {
+            line: Some(line_of_field(text, table, &error)),
+            message: one_line(&error.to_string()),
+        })
+    })
+}
+
 fn supervisor(text: &str, given: Option<Supervisor>) -> Result<SupervisorConfig, Mistake> {
     let mut config = SupervisorConfig::default();
     let Some(given) = given else { return Ok(config) };
@@ -169,7 +212,8 @@ fn line_of_field(text: &str, table: Range<usize>, error: &ConfigError) -> usize 
     match error {
         ConfigError::Invalid { field, .. }
         | ConfigError::InvalidTurn { field, .. }
-        | ConfigError::InvalidRelay { field, .. } => {
+        | ConfigError::InvalidRelay { field, .. }
+        | ConfigError::Files { field, .. } => {
             // `remote.peer` stands in the value of `remote`.
             line_of(text, table, field.split('.').next().unwrap_or(field))
         }
@@ -197,7 +241,6 @@ pub(super) fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::passwords::Kept;
-    use actix_relay::config::Remote;
     use actix_relay::credentials::{Credentials, UserPassword};
 
     const GOOD: &str = r#"
@@ -330,6 +373,71 @@ proxy_protocol = ["192.0.2.0/24"]
             assert_eq!(at, Some(line), "{bad}: {message}");
             assert!(!["\n", "hunter2", "4711"].iter().any(|text| message.contains(text)), "{message}");
         }
+    }
+
+    #[test]
+    fn certificates_and_keys_are_read_when_a_file_is_checked() {
+        let (session, ca) =
+            ("[[session]]\nname = 'a'\nlocal_udp = '127.0.0.1:0'\n", "tls = { ca = '/no/ca' }");
+        let (user, remote) = ("user = 'u', password_file = 'pw'", "pair = 'p', side = 's'");
+        for (text, line, expected) in [
+            (format!("{session}remote = 'h:1'\n{ca}"), 5, "session 'a': tls: /no/ca: No such file"),
+            (
+                format!(
+                    "{session}local_tcp = ['[::1]:0']\nlisten_tls = {{ cert = '/no/cert', key = '/no/key' }}"
+                ),
+                5,
+                "session 'a': listen_tls: /no/cert: No such file",
+            ),
+            (
+                format!("{session}remote = {{ relay = 'h:1', {user}, {remote}, {ca} }}"),
+                4,
+                "session 'a': remote.tls: /no/ca: No such file",
+            ),
+            (
+                format!("{session}remote = {{ turn = 'turns:h', peer = '192.0.2.1:1', {ca} }}"),
+                4,
+                "session 'a': remote.tls: /no/ca: No such file",
+            ),
+            (
+                format!("{session}turn_listen = {{ server = 'turns:h', permit = ['192.0.2.1'], {ca} }}"),
+                4,
+                "session 'a': turn_listen.tls: /no/ca: No such file",
+            ),
+            (
+                format!("[[turn]]\nname = 't'\nserver = 'turns:h'\n{ca}"),
+                4,
+                "turn 't': tls: /no/ca: No such file",
+            ),
+            (
+                "[[relay]]\nname = 'r'\nlocal_tcp = ['[::1]:0']\nrealm = 'r'\nshared_key = 'k'\n\
+                 tls = { cert = '/no/cert', key = '/no/key' }"
+                    .to_owned(),
+                6,
+                "relay 'r': tls: /no/cert: No such file",
+            ),
+        ] {
+            Plan::from_toml(&text, &Kept).unwrap();
+            let Mistake { line: at, message } = Plan::checked(&text, &Kept).unwrap_err();
+            assert!(message.starts_with(expected), "{text}: {message}");
+            assert_eq!(at, Some(line), "{text}: {message}");
+        }
+        Plan::checked(GOOD, &Kept).unwrap();
+    }
+
+    #[test]
+    fn two_sessions_that_would_take_each_other_s_place_are_refused() {
+        let session = |name: &str, side: &str| {
+            format!(
+                "[[session]]\nname = '{name}'\nlocal_udp = '127.0.0.1:0'\nremote = {{ relay = 'h:1', \
+                 user = 'u', password_file = 'pw', pair = 's3cret', side = '{side}' }}\n"
+            )
+        };
+        Plan::from_toml(&(session("a", "left") + &session("b", "right")), &Kept).unwrap();
+        let (line, message) = mistake(&(session("a", "left") + &session("b", "left")));
+        assert!(message.contains("session 'b': remote: session 'a' has the same relay"), "{message}");
+        assert!(!message.contains("s3cret"), "{message}");
+        assert_eq!(line, Some(8));
     }
 
     #[test]

@@ -77,6 +77,18 @@ pub enum ConfigError {
         /// What it must be.
         why: &'static str,
     },
+    /// The files that a field names cannot be read, or do not hold what they should.
+    #[error("{kind} '{}': {field}: {why}", child.as_str().escape_debug())]
+    Files {
+        /// "session", "turn" or "relay".
+        kind: &'static str,
+        /// Its name.
+        child: ChildId,
+        /// The field's name; `remote.tls` is one in `remote`.
+        field: &'static str,
+        /// Which file, and what is wrong with it.
+        why: String,
+    },
     /// A field of a relay has a value it may not have.
     #[error("relay '{}': {field} {why}", relay.as_str().escape_debug())]
     InvalidRelay {

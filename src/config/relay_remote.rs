@@ -51,6 +51,14 @@ impl RelayRemote {
         self
     }
 
+    /// Whether both would be the same side of the same pair: whoever comes later takes the other's place.
+    pub fn is_same_side(&self, other: &Self) -> bool {
+        let is_same_relay =
+            self.relay.port == other.relay.port && self.relay.host.eq_ignore_ascii_case(&other.relay.host);
+        let users = [self, other].map(|remote| user(&remote.credentials.user));
+        is_same_relay && users[0] == users[1] && self.pair == other.pair && self.side == other.side
+    }
+
     /// PAIR-ID: SHA-256 of realm, user and the pair's text, with colons between them.
     pub(crate) fn pair_id(&self, realm: &str) -> [u8; 32] {
         let user = user(&self.credentials.user);
@@ -182,5 +190,23 @@ mod tests {
         assert_ne!(named("bob"), id);
         assert_ne!(named("a:alice"), id);
         assert_ne!(remote().pair_id("example.com"), id);
+    }
+
+    #[test]
+    fn a_side_is_the_same_when_relay_user_pair_and_name_are() {
+        let same = RelayRemote {
+            relay: "Relay.example.org:443".parse().unwrap(),
+            credentials: UserPassword::new("1735689600:alice", "another"),
+            ..remote().tls(ClientTls::default())
+        };
+        assert!(remote().is_same_side(&same));
+        for other in [
+            RelayRemote { relay: "relay.example.org:444".parse().unwrap(), ..remote() },
+            RelayRemote { credentials: UserPassword::new("bob", "hunter2"), ..remote() },
+            RelayRemote { pair: "another".into(), ..remote() },
+            RelayRemote { side: "laptop".into(), ..remote() },
+        ] {
+            assert!(!remote().is_same_side(&other), "{other}");
+        }
     }
 }

@@ -110,6 +110,17 @@ impl TurnRemote {
     }
 }
 
+impl Remote {
+    /// Whom to believe on the way, where TLS is spoken and the remote itself says so.
+    pub(crate) fn tls(&self) -> Option<&ClientTls> {
+        match self {
+            Self::Direct(_) => None,
+            Self::Turn(turn) => turn.server.spoken_tls(),
+            Self::Relay(relay) => relay.tls.as_ref(),
+        }
+    }
+}
+
 impl From<TurnRemote> for Remote {
     fn from(remote: TurnRemote) -> Self {
         Self::Turn(Box::new(remote))

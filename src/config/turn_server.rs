@@ -37,6 +37,11 @@ impl TurnServer {
         self
     }
 
+    /// Whom to believe, where TLS is spoken with it.
+    pub(crate) fn spoken_tls(&self) -> Option<&ClientTls> {
+        self.uri.tls.then_some(&self.tls)
+    }
+
     pub(super) fn from_fields(
         uri: TurnUri,
         user: Option<String>,
