@@ -87,7 +87,7 @@ fn fail(failure: &Failure) -> i32 {
 }
 
 /// Unlike `eprintln!`, does not panic when stderr is closed.
-fn to_stderr(kind: &str, message: &str) {
+pub(crate) fn to_stderr(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}: {message}");
 }
 

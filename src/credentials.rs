@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::config::{ConfigError, TurnUri};
 
@@ -52,7 +53,20 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Takes a string and nothing else; serde's own words for the rest would repeat the value.
+/// Refuses values of other types without repeating them, as serde's own words would.
+macro_rules! refuse {
+    ($why:expr) => {
+        refuse!($why; visit_bytes: &[u8], visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128);
+        refuse!($why; visit_u128: u128, visit_f64: f64);
+    };
+    ($why:expr; $($visit:ident: $value:ty),+) => {$(
+        fn $visit<E: Error>(self, _: $value) -> Result<Self::Value, E> {
+            Err(E::custom($why))
+        }
+    )+};
+}
+
+/// Takes a string and nothing else.
 struct Text;
 
 const TEXT_EXPECTED: &str = "a password must be a text in quotes";
@@ -68,33 +82,7 @@ impl Visitor<'_> for Text {
         Ok(text.into())
     }
 
-    fn visit_bytes<E: Error>(self, _: &[u8]) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_i64<E: Error>(self, _: i64) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_i128<E: Error>(self, _: i128) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_u128<E: Error>(self, _: u128) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Secret, E> {
-        Err(E::custom(TEXT_EXPECTED))
-    }
+    refuse!(TEXT_EXPECTED);
 }
 
 /// A user name and its password: RFC 8489's long-term credentials, the realm being the server's to name.
@@ -102,8 +90,9 @@ impl Visitor<'_> for Text {
 /// Written `NAME:PASSWORD`, divided at the **last** colon: time-limited names have colons
 /// (`1735689600:alice:BASE64`), their base64 passwords have none. A password with a colon cannot be written so:
 /// give it in a field of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+///
+/// In a file a table, `{ user = "…", password = "…" }`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct UserPassword {
     /// USERNAME: 1 to 508 bytes, no control characters.
     pub user: String,
@@ -129,6 +118,64 @@ impl UserPassword {
         }
         Ok(())
     }
+}
+
+impl<'de> Deserialize<'de> for UserPassword {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Both)
+    }
+}
+
+/// Takes a table and nothing else: a text may be `NAME:PASSWORD`.
+struct Both;
+
+const BOTH_EXPECTED: &str = "expected a table { user = …, password = … }";
+
+impl<'de> Visitor<'de> for Both {
+    type Value = UserPassword;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table { user = …, password = … }")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<UserPassword, A::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            user: String,
+            password: Secret,
+        }
+
+        let Table { user, password } = Table::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(UserPassword { user, password })
+    }
+
+    refuse!(BOTH_EXPECTED; visit_str: &str);
+    refuse!(BOTH_EXPECTED);
+}
+
+/// Users as tables in a list: what else there is may be a password, and is not repeated.
+pub(crate) fn users<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<UserPassword>, D::Error> {
+    from.deserialize_any(Users)
+}
+
+struct Users;
+
+const USERS_EXPECTED: &str = "expected tables in a list, [{ user = …, password = … }]";
+
+impl<'de> Visitor<'de> for Users {
+    type Value = Vec<UserPassword>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tables in a list, [{ user = …, password = … }]")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<UserPassword>, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list))
+    }
+
+    refuse!(USERS_EXPECTED; visit_str: &str);
+    refuse!(USERS_EXPECTED);
 }
 
 impl FromStr for UserPassword {
@@ -227,6 +274,32 @@ mod tests {
         for text in ["4711", "-4711", "4711.5", "true", "[4711]", "{\"4711\":1}", "99999999999999994711"] {
             let error = serde_json::from_str::<Secret>(text).unwrap_err().to_string();
             assert!(!error.contains("4711") && !error.contains("true"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_user_that_is_no_table_is_refused_without_repeating_it() {
+        let both = r#"{"user": "alice", "password": "hunter2"}"#;
+        assert_eq!(
+            serde_json::from_str::<UserPassword>(both).unwrap(),
+            UserPassword::new("alice", "hunter2")
+        );
+        let list = |text: &str| users(&mut serde_json::Deserializer::from_str(text));
+        assert_eq!(list(&format!("[{both}]")).unwrap(), [UserPassword::new("alice", "hunter2")]);
+        for (text, expected) in [
+            (r#""alice:hunter2""#, "expected tables in a list"),
+            ("4711", "expected tables in a list"),
+            ("4711.5", "expected tables in a list"),
+            (both, "expected tables in a list"),
+            (r#"["alice:hunter2"]"#, "expected a table { user"),
+            (r#"[["alice", "hunter2"]]"#, "expected a table { user"),
+            ("[4711]", "expected a table { user"),
+            (r#"[{"user": "alice", "password": 4711}]"#, "must be a text in quotes"),
+            (r#"[{"user": "alice:hunter2"}]"#, "missing field `password`"),
+        ] {
+            let error = list(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(!["hunter2", "4711"].iter().any(|secret| error.contains(secret)), "{text}: {error}");
         }
     }
 }

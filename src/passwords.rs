@@ -2,8 +2,9 @@
 //!
 //! What goes wrong is said without repeating anything that may be part of a password.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
 use actix_relay::credentials::Secret;
@@ -12,6 +13,9 @@ use actix_relay::credentials::Secret;
 const MAX_READ: u64 = 4096;
 /// The same for the users of a relay, all together.
 const MAX_LINES_READ: u64 = 4 << 20;
+
+/// `NAME:PASSWORD` is easily given where its place is asked for.
+const UNREPEATED: &str = " (its name has a colon, and may be a password: it is not repeated)";
 
 /// Answers with the password, or says in words what is wrong with its place.
 pub(crate) trait Passwords {
@@ -30,7 +34,7 @@ pub(crate) struct Here;
 
 impl Passwords for Here {
     fn in_file(&self, path: &Path) -> Result<Secret, String> {
-        let bytes = read(path, MAX_READ).map_err(|error| format!("{}: {error}", path.display()))?;
+        let bytes = read(path, MAX_READ)?;
         one_line(bytes).map_err(|why| format!("{} {why}", path.display()))
     }
 
@@ -39,7 +43,7 @@ impl Passwords for Here {
     }
 
     fn lines_in_file(&self, path: &Path) -> Result<Secret, String> {
-        let bytes = read(path, MAX_LINES_READ).map_err(|error| format!("{}: {error}", path.display()))?;
+        let bytes = read(path, MAX_LINES_READ)?;
         all_lines(bytes).map_err(|why| format!("{} {why}", path.display()))
     }
 
@@ -48,17 +52,43 @@ impl Passwords for Here {
     }
 }
 
-/// One byte more than may be there, if it is.
-fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+/// One byte more than may be there, if it is. Warns where others can read it too.
+fn read(path: &Path, max: u64) -> Result<Vec<u8>, String> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| match name.contains(':') {
+        true => format!("the file: {error}{UNREPEATED}"),
+        false => format!("{name}: {error}"),
+    })?;
+    if is_for_everybody(&file) {
+        crate::cli::to_stderr(
+            "warning",
+            &format!("{name} can be read by everybody on this machine: chmod o-r"),
+        );
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(max + 1).read_to_end(&mut bytes)?;
+    file.take(max + 1).read_to_end(&mut bytes).map_err(|error| format!("{name}: {error}"))?;
     Ok(bytes)
 }
 
+/// A device and a pipe have no secret that stays.
+#[cfg(unix)]
+fn is_for_everybody(file: &File) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+
+    file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o004 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_for_everybody(_: &File) -> bool {
+    false
+}
+
 fn value_of(variable: &str) -> Result<Vec<u8>, String> {
-    let value = std::env::var_os(variable);
-    let value = value.ok_or_else(|| format!("the environment variable {variable} is not set"))?;
-    Ok(value.into_encoded_bytes())
+    let value = std::env::var_os(variable).map(OsString::into_encoded_bytes);
+    value.ok_or_else(|| match variable.contains(':') {
+        true => format!("the environment variable is not set{UNREPEATED}"),
+        false => format!("the environment variable {variable} is not set"),
+    })
 }
 
 fn all_lines(bytes: Vec<u8>) -> Result<Secret, &'static str> {
@@ -153,6 +183,31 @@ mod tests {
         for variable in ["ACTIX_RELAY_NO_SUCH_VARIABLE", "A=B", ""] {
             assert!(Here.in_environment(variable).unwrap_err().ends_with("is not set"), "{variable}");
         }
+    }
+
+    #[test]
+    fn a_name_with_a_colon_that_leads_nowhere_is_not_repeated() {
+        for error in [
+            Here.in_file(Path::new("alice:hunter2")).unwrap_err(),
+            Here.lines_in_file(Path::new("alice:hunter2/x")).unwrap_err(),
+            Here.in_environment("alice:hunter2").unwrap_err(),
+            Here.lines_in_environment("alice:hunter2").unwrap_err(),
+        ] {
+            assert!(error.contains("it is not repeated") && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_everybody_can_read_is_noticed() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let file = file(b"hunter2");
+        for (mode, expected) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_for_everybody(&File::open(file.path()).unwrap()), expected, "{mode:o}");
+        }
+        assert!(!is_for_everybody(&File::open("/dev/null").unwrap()));
     }
 
     #[test]

@@ -28,7 +28,10 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 /// Which file, and what is wrong with it: it cannot be read, holds no certificate or key, or the two are not a pair.
 pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKey, TlsError> {
     match certificate {
-        ServerCertificate::Files(files) => from_files(files),
+        ServerCertificate::Files(files) => {
+            warn_of_everybody(&files.key);
+            from_files(files)
+        }
         ServerCertificate::SelfSigned => self_signed(),
     }
 }
@@ -38,6 +41,9 @@ pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKe
 /// # Errors
 /// Which file, and what is wrong with it; or there is nobody to believe.
 pub(crate) fn check_client(tls: &ClientTls) -> Result<(), TlsError> {
+    if let Some(files) = &tls.certificate {
+        warn_of_everybody(&files.key);
+    }
     Connector::new(tls, None).map(drop)
 }
 
@@ -81,6 +87,19 @@ impl RelayConfig {
         let checked = self.tls.as_ref().map_or(Ok(()), check_server);
         let (kind, child) = ("relay", self.name.clone());
         checked.map_err(|error| ConfigError::Files { kind, child, field: "tls", why: error.to_string() })
+    }
+}
+
+/// A key that others can read is theirs too.
+fn warn_of_everybody(key: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+
+        let is_open = |file: fs::Metadata| file.is_file() && file.permissions().mode() & 0o004 != 0;
+        if fs::metadata(key).is_ok_and(is_open) {
+            tracing::warn!("{} can be read by everybody on this machine: chmod o-r", key.display());
+        }
     }
 }
 

@@ -83,6 +83,13 @@ fn fetch_password(table: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result<
 
 /// Puts `users` and `shared_key` into the table of a relay that names places for them.
 fn fetch_accounts(relay: &mut DeTable<'_>, passwords: &dyn Passwords) -> Result<(), Wrong> {
+    if let Some(users) = relay.get("users").filter(|users| !users.get_ref().is_array()) {
+        // Those of a file would take its place.
+        return Err((
+            users.span(),
+            "users must be tables in a list, [{ user = …, password = … }]".to_owned(),
+        ));
+    }
     each(relay, "users", &mut |user| fetch_password(user, passwords))?;
     let (file, variable) = (take(relay, "users_file")?, take(relay, "users_env")?);
     for (place, given) in [("users_file", file), ("users_env", variable)] {

@@ -361,6 +361,18 @@ proxy_protocol = ["192.0.2.0/24"]
                 42,
                 "user needs one of password",
             ),
+            (
+                "[{ user = \"carol\", password_file = \"pw\" }]",
+                "[\"carol:hunter2\"]",
+                42,
+                "expected a table { user = …, password = … }",
+            ),
+            (
+                "[{ user = \"carol\", password_file = \"pw\" }]",
+                "\"carol:hunter2\"",
+                42,
+                "users must be tables in a list",
+            ),
             ("\"users\"", "\"nowhere\"", 43, "users_file: no such file"),
             ("users_file = \"users\"", "users_env = 1", 43, "users_env must be a text"),
             ("shared_key_env = \"PW\"", "shared_key_env = \"X\"", 44, "shared_key_env: X is not set"),

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{ChildId, ConfigError, MAX_LISTENERS, ServerTls, checks, defaults, duration};
-use crate::credentials::{Secret, UserPassword};
+use crate::credentials::{self, Secret, UserPassword};
 
 /// One TCP relay: pairs of sides that both call it are joined there.
 ///
@@ -24,7 +24,7 @@ pub struct RelayConfig {
     /// REALM, which goes into every key: 1 to 127 characters. Another one later makes every password another.
     pub realm: String,
     /// Who may join. The names have no colon: those with one are names of short-lived credentials.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "credentials::users")]
     pub users: Vec<UserPassword>,
     /// Who knows this key makes short-lived credentials for anybody: user name `EXPIRY:NAME`, with seconds since 1970,
     /// and as password the base64 of HMAC-SHA1 (shared key, user name). The user is NAME.

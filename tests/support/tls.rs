@@ -66,6 +66,9 @@ impl Authority {
         let pin = Pin(Sha256::digest(key.subject_public_key_info()).into());
         let file = |ending: &str| self.dir.path().join(format!("{pin}.{ending}"));
         std::fs::write(file("cert"), certificate.pem()).unwrap();
+        std::fs::write(file("key"), "").unwrap();
+        #[cfg(unix)]
+        std::fs::set_permissions(file("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         std::fs::write(file("key"), key.serialize_pem()).unwrap();
         Issued { files: CertificateFiles { cert: file("cert"), key: file("key") }, pin }
     }
