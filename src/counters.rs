@@ -26,7 +26,7 @@ pub enum DropReason {
     TooManySources,
     /// It was sent (and counted so), but the UDP service or the TURN server answered "port unreachable" (ICMP).
     ServiceUnreachable,
-    /// UDP would not take it for its length (EMSGSIZE).
+    /// UDP would not take it for its length (EMSGSIZE); at a relay it is longer than `max_datagram`.
     TooLong,
     /// UDP would not take it for another reason, such as no route; or, if it came from a TURN peer, not at once.
     SendFailed,
@@ -57,7 +57,7 @@ impl DropReason {
             Self::NoApplication => "no application yet",
             Self::TooManySources => "too many sources",
             Self::ServiceUnreachable => "service unreachable",
-            Self::TooLong => "too long for UDP",
+            Self::TooLong => "too long",
             Self::SendFailed => "send failed",
             Self::NoPeer => "no peer",
         }

@@ -190,6 +190,8 @@ pub enum EventKind {
     SourceRefused {
         /// The application's address.
         source: SocketAddr,
+        /// How many may be served at once.
+        places: usize,
         /// How many batches of datagrams were refused since the last such event.
         more: u64,
     },
@@ -312,8 +314,15 @@ impl fmt::Display for EventKind {
             Self::SourceForgotten { link, source } => {
                 write!(f, "application {source} of link {link} is forgotten")
             }
-            Self::SourceRefused { source, .. } => {
-                write!(f, "application {source} is not served: all places are taken")
+            Self::SourceRefused { source, places: 1, .. } => {
+                write!(f, "application {source} is not served: the one place is another's")
+            }
+            Self::SourceRefused { source, places, .. } => {
+                write!(
+                    f,
+                    "application {source} is not served: all {places} places are taken (max_sources); "
+                )?;
+                write!(f, "one is free when its application has been silent for source_idle")
             }
             Self::ServiceUnreachable { service } => write!(f, "nobody listens at UDP {service}"),
             Self::ServiceReachable { service } => write!(f, "UDP {service} answers again"),
@@ -431,6 +440,20 @@ mod tests {
     }
 
     #[test]
+    fn an_application_that_is_refused_is_told_when_a_place_is_free() {
+        let refused = |places| {
+            let source = ([127, 0, 0, 1], 9).into();
+            EventKind::SourceRefused { source, places, more: 0 }.to_string()
+        };
+        assert_eq!(refused(1), "application 127.0.0.1:9 is not served: the one place is another's");
+        assert_eq!(
+            refused(64),
+            "application 127.0.0.1:9 is not served: all 64 places are taken (max_sources); one is free when its \
+             application has been silent for source_idle"
+        );
+    }
+
+    #[test]
     fn a_certificate_is_doubted_in_one_sentence_and_not_without_a_reason() {
         let shown = |doubt: Option<&str>| EventKind::CertificateShown {
             pin: Pin([0xab; 32]),
@@ -451,6 +474,6 @@ mod tests {
         counters.drops.expired = 2;
         counters.drops.too_long = 1;
         let text = EventKind::Stats { connected: 1, counters }.to_string();
-        assert!(text.ends_with("dropped 3 (2 too old, 1 too long for UDP)"), "{text}");
+        assert!(text.ends_with("dropped 3 (2 too old, 1 too long)"), "{text}");
     }
 }

@@ -255,7 +255,7 @@ async fn random_bytes_end_the_connection_and_it_is_made_anew() {
     let mut scene = Scene::near(remote(addr)).await;
     Relay::accept(&listener).await.say(&[0xff; 5000]).await;
     let error = scene.failed().await;
-    assert_eq!(error, "the relay sent neither a STUN message nor ChannelData");
+    assert_eq!(error, "the relay sent neither a STUN message nor ChannelData; does it speak TLS?");
     let mut relay = Relay::accept(&listener).await;
     relay.let_in().await;
     relay.say(b"\x01\x01\x08\x04\x21\x12\xa4\x42").await;

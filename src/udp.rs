@@ -148,8 +148,8 @@ impl Forward {
                 vec![EventKind::SourceForgotten { link, source: known.to }, appeared]
             }
             Some(_) => {
-                let refused = self.refused.pass(now).map(|more| EventKind::SourceRefused { source, more });
-                return (false, refused.into_iter().collect());
+                let refused = |more| EventKind::SourceRefused { source, places: 1, more };
+                return (false, self.refused.pass(now).map(refused).into_iter().collect());
             }
         };
         self.path.set_application(Some(party));
@@ -240,7 +240,8 @@ impl Applications {
         } else {
             self.counters.dropped(DropReason::TooManySources, received.count());
             if let Some(more) = self.refused.pass(now) {
-                self.reporter.report(EventKind::SourceRefused { source: source.to, more });
+                let places = self.sources.limit();
+                self.reporter.report(EventKind::SourceRefused { source: source.to, places, more });
             }
         }
     }
@@ -420,7 +421,7 @@ mod tests {
         let party = |port: u16| UdpParty { to: SocketAddr::from(([127, 0, 0, 1], port)), from: None };
         let appeared = |port| EventKind::SourceAppeared { link, source: party(port).to };
         let forgotten = |port| EventKind::SourceForgotten { link, source: party(port).to };
-        let refused = |more| EventKind::SourceRefused { source: party(1).to, more };
+        let refused = |more| EventKind::SourceRefused { source: party(1).to, places: 1, more };
         assert_eq!(forward.hear(start, party(1)), (true, vec![appeared(1)]));
         assert_eq!(forward.hear(start, party(1)), (true, vec![]));
         assert_eq!(forward.hear(start, party(2)), (true, vec![forgotten(1), appeared(2)]));

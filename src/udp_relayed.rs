@@ -77,7 +77,8 @@ impl RelayedApplications {
         } else {
             self.paths.counters.dropped(DropReason::TooManySources, received.count());
             if let Some(more) = self.refused.pass(now) {
-                self.reporter.report(EventKind::SourceRefused { source: source.to, more });
+                let places = self.sources.limit();
+                self.reporter.report(EventKind::SourceRefused { source: source.to, places, more });
             }
         }
     }

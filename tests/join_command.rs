@@ -104,6 +104,9 @@ fn with_tls_only_the_relay_that_is_pinned_is_believed() {
     let unknown = join(at, "other", &format!("--udp {ANY} --tls"));
     let failed = unknown.event("connect_failed");
     assert!(!failed["error"].as_str().unwrap().is_empty(), "{failed}");
+    let plain = join(at, "other", &format!("--udp {ANY}"));
+    let failed = plain.event("connect_failed");
+    assert!(failed["error"].as_str().unwrap().ends_with("; does it speak TLS?"), "{failed}");
     // Another one of the same name takes the place, and the first one stays away.
     let newer = join(at, "near", &format!("--udp {ANY} --tls --tls-pin {pin}"));
     newer.event("relay_peer_present");

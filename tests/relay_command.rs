@@ -163,12 +163,33 @@ async fn a_relay_of_a_file_is_checked_and_run() {
 fn what_cannot_work_is_said_in_one_line() {
     let relay = format!("relay --tcp {ANY} --realm {REALM}");
     assert_one_error(&format!("{relay} --users /nowhere"), 2, &["--users: /nowhere: No such file"]);
+    assert_one_error(&format!("{relay} --users /dev/null"), 2, &["--users names nobody"]);
+    for place in ["--users", "--users-env", "--shared-key-file"] {
+        let args = format!("{relay} {place} alice:hunter2");
+        assert_one_error(&args, 2, &[place, "is not repeated"]);
+        assert!(!run(&args).printed.contains("hunter2"));
+    }
     assert_one_error(&relay, 2, &["required"]);
     assert_one_error(&format!("{relay} --user {USER}"), 2, &["--user: user 1 has no colon"]);
     let taken = std::net::TcpListener::bind(ANY).unwrap();
     let at = taken.local_addr().unwrap();
     let line = format!("relay --tcp {at} --realm {REALM} --user {USER}:{PASSWORD}");
     assert_one_error(&line, 1, &["relay 'relay'", &at.to_string()]);
+}
+
+#[test]
+fn who_lets_others_read_the_passwords_is_warned() {
+    let users = file(&format!("{USER}:{PASSWORD}\n"));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(users.path(), mode).unwrap();
+    let users = users.path().display();
+    let relay = Relay::start(&format!("relay --tcp {ANY} --realm {REALM} --users {users} --tls-self-signed"));
+    relay.line("sides connect to");
+    relay.signal("TERM");
+    let ended = relay.end();
+    assert_eq!(ended.code, Some(0));
+    let warning = format!("warning: {users} can be read by everybody on this machine: chmod o-r");
+    assert_eq!(ended.stderr, [warning]);
 }
 
 #[test]

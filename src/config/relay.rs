@@ -174,7 +174,7 @@ impl RelayConfig {
 
     fn check_users(&self) -> Result<(), &'static str> {
         if self.users.is_empty() && self.shared_key.is_none() {
-            return Err("or shared_key must be set: nobody could join");
+            return Err("names nobody, and there is no shared key: nobody could join");
         }
         let mut names = HashSet::new();
         for both in &self.users {
@@ -244,7 +244,7 @@ mod tests {
             (|c| c.local_tcp.clear(), "local_tcp must name 1 to 16"),
             (|c| c.realm.clear(), "realm must have 1 to 127"),
             (|c| c.realm = "a".repeat(128), "realm must have 1 to 127"),
-            (|c| c.users.clear(), "users or shared_key must be set"),
+            (|c| c.users.clear(), "users names nobody, and there is no shared key"),
             (|c| c.users[0].user = "17:alice".into(), "users must have names without a colon"),
             (|c| c.users.push(UserPassword::new("alice", "hunter2")), "users must not name a user twice"),
             (|c| c.users.push(UserPassword::new("bob", "")), "users must have names of"),

@@ -42,7 +42,7 @@ impl fmt::Display for LeaveCause {
             Self::Idle => "nothing was heard of it for 25 s",
             Self::LifetimeOver => "its time to wait is over",
             Self::ProtocolError => "it sent what is neither STUN nor ChannelData",
-            Self::Broken => "its connection broke",
+            Self::Broken => "its connection broke, or it took nothing for 10 s",
             Self::Restarting => "the relay stops",
             Self::Limit => "a limit ended it",
             Self::Panicked => "its connection's task panicked (a bug)",

@@ -77,11 +77,17 @@ impl fmt::Display for SideEvent {
                 user.as_ref().map_or(Ok(()), |user| write!(f, " of user '{}'", user.escape_debug()))
             }
             Self::RelayPeerGone { link } => write!(f, "link {link}: the peer has gone and is waited for"),
+            Self::RelaySlowed { link, wait } if *wait < Duration::from_secs(1) => {
+                write!(f, "link {link} is slowed by a limit of the relay for {} ms", wait.as_millis())
+            }
             Self::RelaySlowed { link, wait } => {
                 write!(f, "link {link} is slowed by a limit of the relay for {:.1} s", wait.as_secs_f64())
             }
             Self::RelayChannelRefused { channel, .. } => {
-                write!(f, "channel {channel:#06x} of the peer is not served: all places are taken")
+                write!(
+                    f,
+                    "channel {channel:#06x} of the peer is not served: all places are taken (max_sources)"
+                )
             }
             Self::RelayRedirected { link, from, to } => {
                 write!(f, "link {link} is sent by relay {from} to {to}")
@@ -107,5 +113,7 @@ mod tests {
         assert_eq!(serde_json::to_value(EventKind::Side(joined)).unwrap()["lifetime"], 600.0);
         let slowed = SideEvent::RelaySlowed { link, wait: Duration::from_millis(1500) };
         assert_eq!(slowed.to_string(), "link 0 is slowed by a limit of the relay for 1.5 s");
+        let slowed = SideEvent::RelaySlowed { link, wait: Duration::from_millis(40) };
+        assert_eq!(slowed.to_string(), "link 0 is slowed by a limit of the relay for 40 ms");
     }
 }

@@ -237,7 +237,12 @@ impl Side {
 
     /// The connection has ended, or its bytes cannot be understood any more.
     pub(crate) fn lost(&mut self, error: SideError) {
-        self.end(error);
+        let could_be_tls = matches!(error, SideError::Closed | SideError::Malformed(_));
+        let is_unanswered = self.seal.is_none() && self.setup.remote.tls.is_none();
+        self.end(match could_be_tls && is_unanswered {
+            true => SideError::Unanswered(Box::new(error)),
+            false => error,
+        });
     }
 
     /// Takes one whole STUN message.

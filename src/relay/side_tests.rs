@@ -1,5 +1,7 @@
 use super::*;
+use crate::config::ClientTls;
 use crate::credentials::UserPassword;
+use crate::event::Cause;
 use crate::flow::tests::any_instant;
 use crate::relay::messages::Alternate;
 use crate::stun::{Algorithm, Draft, Integrity, Key, Message, raw};
@@ -227,6 +229,23 @@ fn a_wrong_password_is_said_without_what_may_be_one() {
     let mut scene = Scene::of(RelayRemote { credentials: UserPassword::new("a\u{7}", "x"), ..remote() });
     scene.challenge(401, NONCE);
     assert!(matches!(scene.error(), SideError::UnusableCredentials(_)));
+}
+
+#[test]
+fn a_relay_that_closes_without_an_answer_may_speak_tls() {
+    let over_tls = remote().tls(ClientTls::default());
+    let asked = |remote| {
+        let mut scene = Scene::of(remote);
+        let _ = scene.sent();
+        scene
+    };
+    for (mut scene, is_asked) in [(asked(remote()), true), (asked(over_tls), false), (Scene::joined(), false)]
+    {
+        scene.side.lost(SideError::Closed);
+        let error = scene.error();
+        assert_eq!(error.to_string().contains("does it speak TLS?"), is_asked, "{error}");
+        assert_eq!(error.cause(), Cause::Closed);
+    }
 }
 
 #[test]

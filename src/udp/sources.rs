@@ -31,6 +31,10 @@ impl<K: Eq + Hash + Copy, T> Sources<K, T> {
         self.entries.len() >= self.limit
     }
 
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Adds a source; the caller has seen that there is room.
     pub(crate) fn insert(&mut self, now: Instant, source: K, value: T) {
         debug_assert!(!self.is_full());

@@ -10,7 +10,7 @@ use crate::relay::messages::{ProtocolError, Reason};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SideError {
     /// Neither user nor password are told apart: the relay does not say which is wrong.
-    #[error("the relay does not accept user '{user}' with this password")]
+    #[error("the relay does not accept user '{user}' with this password{}", or_expired(user))]
     Unauthorized { user: String },
     /// User name, realm or password hold what STUN does not allow (RFC 8489 §9.2.2).
     #[error("{0}")]
@@ -55,6 +55,9 @@ pub(crate) enum SideError {
     /// Without a word why.
     #[error("the relay closed the connection")]
     Closed,
+    /// What ended a connection without TLS before the relay had answered.
+    #[error("{0}; does it speak TLS?")]
+    Unanswered(Box<Self>),
     /// What the system reports.
     #[error("the connection to the relay {0}")]
     Lost(String),
@@ -89,6 +92,7 @@ impl SideError {
             Self::Superseded { .. } => Cause::Superseded,
             Self::Restarting { .. } => Cause::Restarting,
             Self::LifetimeOver | Self::HeardNothing | Self::Closed => Cause::Closed,
+            Self::Unanswered(error) => error.cause(),
             Self::NoAnswer { .. } | Self::Malformed(_) | Self::Silent(_) | Self::Lost(_) => Cause::Broken,
         }
     }
@@ -114,6 +118,16 @@ fn advice(code: u16) -> &'static str {
         486 => " (this user has as many sessions as it may)",
         508 => " (it is full)",
         _ => "",
+    }
+}
+
+/// Names of short-lived credentials begin with the second at which they expire.
+fn or_expired(user: &str) -> &'static str {
+    let is_time = |expiry: &str| expiry.bytes().all(|digit| digit.is_ascii_digit());
+    if user.split_once(':').is_some_and(|(expiry, _)| is_time(expiry)) {
+        ", or they have expired"
+    } else {
+        ""
     }
 }
 
@@ -151,6 +165,15 @@ mod tests {
             let error = SideError::closing(reason, false, None);
             assert_eq!(error.cause(), cause, "{error}");
             assert!(error.to_string().contains(words), "{error}");
+        }
+        for (user, expected) in [
+            ("alice", "the relay does not accept user 'alice' with this password"),
+            (
+                "17:alice",
+                "the relay does not accept user '17:alice' with this password, or they have expired",
+            ),
+        ] {
+            assert_eq!(SideError::Unauthorized { user: user.into() }.to_string(), expected);
         }
         assert!(SideError::Superseded { own: true }.to_string().contains("of this session"));
         let to = ([192, 0, 2, 1], 443).into();
