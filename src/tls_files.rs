@@ -29,8 +29,9 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKey, TlsError> {
     match certificate {
         ServerCertificate::Files(files) => {
+            let read = from_files(files)?;
             warn_of_everybody(&files.key);
-            from_files(files)
+            Ok(read)
         }
         ServerCertificate::SelfSigned => self_signed(),
     }
@@ -41,10 +42,11 @@ pub(crate) fn certificate(certificate: &ServerCertificate) -> Result<CertifiedKe
 /// # Errors
 /// Which file, and what is wrong with it; or there is nobody to believe.
 pub(crate) fn check_client(tls: &ClientTls) -> Result<(), TlsError> {
+    Connector::new(tls, None)?;
     if let Some(files) = &tls.certificate {
         warn_of_everybody(&files.key);
     }
-    Connector::new(tls, None).map(drop)
+    Ok(())
 }
 
 impl SessionConfig {
