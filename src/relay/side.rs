@@ -296,6 +296,8 @@ impl Side {
             }
             (PeerStatus::Gone, _) => {
                 self.state = State::Waiting { refresh: None };
+                // The relay's nonce ends with its peer.
+                self.stale = 0;
                 self.outputs.push_back(Output::PeerGone);
                 self.refresh(now);
             }
