@@ -109,7 +109,11 @@ mod tests {
             (2, SECOND, false),
             (0, SECOND, false),
         ] {
-            assert_eq!(KEY.is_fresh(bound(connection), now, nonce.as_bytes()), expected, "{connection} {now:?}");
+            assert_eq!(
+                KEY.is_fresh(bound(connection), now, nonce.as_bytes()),
+                expected,
+                "{connection} {now:?}"
+            );
         }
         assert!(!KEY.is_fresh(Bound { number: 1, parted: 1 }, SECOND, nonce.as_bytes()), "a peer has gone");
         assert!(!NonceKey([8; 32]).is_fresh(bound(1), SECOND, nonce.as_bytes()), "of another relay");
