@@ -389,6 +389,7 @@ impl Connection {
             side,
             instance,
         }));
+        tracing::debug!(peer = %self.remote, user = %account.user, "a side asks to join");
         let lifetime = self.granted(lifetime);
         self.state = State::Joining(Pending { id: request.id, account, lifetime });
     }
@@ -440,6 +441,7 @@ impl Connection {
             let nonce = self.shared.nonces.nonce(self.bound, self.age(now));
             Challenge::new(self.shared.accounts().realm(), nonce)
         });
+        tracing::debug!(peer = %self.remote, request = request.method.name(), code, "a side is refused");
         let refusal = Refusal { challenge, unknown, ..Refusal::new(code) };
         self.outputs.push_back(Output::Send(refusal.encode(request.method, request.id, key)));
         // Another Join too, and each guess at a password.

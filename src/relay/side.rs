@@ -246,11 +246,14 @@ impl Side {
             return;
         }
         match messages::decode(bytes) {
-            Ok(message) => match message.class {
-                Class::Request => self.request(&message),
-                Class::Indication => self.indication(now, &message),
-                Class::Success | Class::Error => self.response(now, &message),
-            },
+            Ok(message) => {
+                tracing::debug!(method = message.method.name(), class = ?message.class, "the relay says");
+                match message.class {
+                    Class::Request => self.request(&message),
+                    Class::Indication => self.indication(now, &message),
+                    Class::Success | Class::Error => self.response(now, &message),
+                }
+            }
             Err(error) => self.end(error.into()),
         }
     }
@@ -422,6 +425,7 @@ impl Side {
 
     fn ask(&mut self, now: Instant, ask: Ask) {
         let id = self.setup.ids.next();
+        tracing::debug!(request = ask.request(), "asking the relay");
         let encoded = match (ask, &self.seal) {
             (Ask::Join, Some(seal)) => {
                 let pair = PairId::new(self.setup.remote.pair_id(&seal.realm)).expect("a hash has 32 bytes");
