@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use actix::prelude::*;
 use actix_relay::config::{ChildId, RelayConfig, SessionConfig, TurnConfig};
-use actix_relay::event::{Event, EventKind, RelayEvent, TurnEvent};
+use actix_relay::event::{Cause, Event, EventKind, RelayEvent, TurnEvent};
 use actix_relay::relay::GetRelay;
 use actix_relay::session::{GetSession, SessionState};
 use actix_relay::subscribers::Filter;
@@ -456,7 +456,12 @@ impl Handler<Event> for Watcher {
     type Result = ();
 
     fn handle(&mut self, event: Event, _: &mut Self::Context) {
-        let gave_up = matches!(event.kind, EventKind::GaveUp { .. });
+        // Whose place another one has taken for good, carries nothing any more.
+        let gave_up = matches!(
+            event.kind,
+            EventKind::GaveUp { .. }
+                | EventKind::PeerDisconnected { cause: Cause::Superseded, retry_in: None, .. }
+        );
         if gave_up && self.running.remove(&event.child) && self.running.is_empty() {
             let _ = self.ends.try_send(End::AllGaveUp);
         }

@@ -184,6 +184,7 @@ impl Failure {
 }
 
 async fn connect(options: &TcpOptions, to: SocketAddr) -> Result<TcpStream, Failure> {
+    tracing::debug!(%to, "connecting");
     let socket = options.socket_for(to).map_err(Failure::Socket)?;
     connect_from(TcpSocket::from_std_stream(socket.into()), to).await
 }

@@ -131,7 +131,8 @@ impl TcpRelayActor {
             listeners: Vec::new(),
             proxied: Proxied::default(),
             guests: HashMap::new(),
-            next_key: 0,
+            // Nonces of an earlier life, whose key is the same, are not for connections of this one.
+            next_key: who.life << 40,
             load: Load::new(arbiters.len()),
             arbiters,
             directory: Directory::new(limits),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::clock::now;
@@ -21,6 +22,10 @@ use crate::relay_desk::Desk;
 use crate::sockopt;
 use crate::tls::{Acceptor, TlsError};
 use crate::transport::Transport;
+
+/// What the system may hold of a side that is slowed. Above, no rate is low enough to matter.
+const MIN_RECEIVE_LEN: usize = 16 << 10;
+const MAX_RECEIVE_LEN: usize = 4 << 20;
 
 /// A connection was closed because its TLS handshake failed.
 #[derive(Debug, Message)]
@@ -98,6 +103,9 @@ impl Arrival {
             // It has gone already; whoever reads will find out.
             tracing::debug!(peer = %desk.peer, %error, "tuning an accepted connection");
         }
+        if let Some(rate) = config.max_rate {
+            hold_little(&tcp, rate);
+        }
         let stream = match acceptor {
             None => Transport::from(tcp),
             Some(acceptor) => {
@@ -126,22 +134,28 @@ impl Arrival {
     }
 }
 
+/// Of a pair that is slowed the system would hold seconds of what is not read yet: it may hold what comes in 1/16 s, or
+/// 16 KiB if that is more. A system that refuses it goes on as before.
+fn hold_little(tcp: &TcpStream, rate: u64) {
+    let len = usize::try_from(rate / 16).unwrap_or(usize::MAX).clamp(MIN_RECEIVE_LEN, MAX_RECEIVE_LEN);
+    let _ = SockRef::from(tcp).set_recv_buffer_size(len);
+}
+
 /// The life of a connection on one thread, and the way to the next.
 async fn go_on(mut connection: RelayConnection, mut farewell: Farewell) {
     let to = match (&mut connection).await {
         Outcome::Over(cause) => return farewell.cause = cause,
         Outcome::Moves(to) => to,
     };
-    let moved = connection.still().map(|still| {
-        // If that thread is gone the connection is dropped, and the farewell tells of it.
-        to.spawn_fn(move || match still.wake() {
-            Ok(connection) => _ = actix_rt::spawn(go_on(connection, farewell)),
-            Err(error) => not_moved(&error, farewell),
-        });
+    let still = match connection.still() {
+        Ok(still) => still,
+        Err(error) => return not_moved(&error, farewell),
+    };
+    // If that thread is gone the connection is dropped, and the farewell tells of it.
+    to.spawn_fn(move || match still.wake() {
+        Ok(connection) => _ = actix_rt::spawn(go_on(connection, farewell)),
+        Err(error) => not_moved(&error, farewell),
     });
-    if let Err(error) = moved {
-        tracing::warn!(%error, "a connection could not leave its thread");
-    }
 }
 
 fn not_moved(error: &io::Error, mut farewell: Farewell) {

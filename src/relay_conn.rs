@@ -89,6 +89,8 @@ pub(crate) struct RelayConnection {
     timer: Option<Pin<Box<Sleep>>>,
     /// It is not read from before this: its pair has sent too much, or its peer's queue is long.
     pause: Option<Pin<Box<Sleep>>>,
+    /// What waits for the side is looked through for what is too old, also while it takes nothing and nothing comes.
+    expiry: Option<Pin<Box<Sleep>>>,
     closing: Option<Shut>,
 }
 
@@ -141,8 +143,8 @@ impl RelayConnection {
     }
 
     fn of(stream: Transport, reader: FrameReader, side: Side) -> Self {
-        let (writer, timer, pause, closing) = Default::default();
-        Self { stream, reader, writer, side, pace: Pace::new(now(), false), timer, pause, closing }
+        let (writer, timer, pause, expiry, closing) = Default::default();
+        Self { stream, reader, writer, side, pace: Pace::new(now(), false), timer, pause, expiry, closing }
     }
 
     /// Leaves its thread. How far it has written its flow knows.
@@ -173,6 +175,9 @@ impl RelayConnection {
                 told => side.told(told),
             }
         }
+        if side.is_deaf {
+            return over(LeaveCause::Broken);
+        }
         if side.ended.is_none()
             && side.poll_rate(cx, pause).is_ready()
             && side.poll_room(cx, pause).is_ready()
@@ -199,11 +204,25 @@ impl RelayConnection {
             // It is read again.
             cx.waker().wake_by_ref();
         }
+        self.poll_expiry(cx);
         self.poll_timer(cx);
         if let Some(ending) = self.side.ended {
             self.begin_closing(ending);
         }
         Poll::Pending
+    }
+
+    /// Drops what has become too old, once in the time that makes it so.
+    fn poll_expiry(&mut self, cx: &mut Context<'_>) {
+        let (flow, wait) = (&self.side.desk.flow, self.side.max_queue_delay());
+        while self.expiry.is_some() || !flow.is_empty() {
+            let expiry = self.expiry.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+            if expiry.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            self.expiry = None;
+            flow.expire(now());
+        }
     }
 
     /// Sets the timer to the core's next deadline, and tells the core of those that have come.

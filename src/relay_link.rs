@@ -248,11 +248,14 @@ impl RelayLinkActor {
 
     fn ending(&self) -> Ending {
         let ending = match (&self.closing, &self.talk.end) {
+            (None, Some(End::Error(error @ SideError::Superseded { own: false })))
+                if self.talk.is_believed =>
+            {
+                let detail = format!("{error}: this one stays away");
+                Ending { wait: Wait::ForEver, ..Ending::new(error.cause(), detail) }
+            }
             (None, Some(End::Error(error))) => {
-                let wait = match error {
-                    SideError::Superseded { own: false } if self.talk.is_believed => Wait::ForEver,
-                    error => error.retry_after().map_or(Wait::ByCause, Wait::AtLeast),
-                };
+                let wait = error.retry_after().map_or(Wait::ByCause, Wait::AtLeast);
                 Ending { wait, ..Ending::new(error.cause(), error.to_string()) }
             }
             (closing, _) => {

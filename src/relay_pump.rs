@@ -30,6 +30,8 @@ use crate::stream::{FrameSink, Taken};
 
 /// While so many bytes of control wait for a side, nothing more that it asks is read.
 const MAX_CONTROL_LEN: usize = 16 << 10;
+/// Messages of one side in one turn: each costs some HMACs, and its neighbours on the thread have datagrams.
+const MAX_MESSAGES: usize = 8;
 
 /// Takes what the side sends.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub(crate) struct Side {
     /// Of this turn.
     pub(crate) now: Instant,
     pub(crate) ended: Option<Ending>,
+    /// It has been told so much that it has not read that what it was told last is lost.
+    pub(crate) is_deaf: bool,
 }
 
 impl Side {
@@ -58,7 +62,8 @@ impl Side {
         relay: Addr<TcpRelayActor>,
     ) -> Self {
         let (now, pace) = (now(), Pace::new(now(), true));
-        Self { core, desk, config, relay, met: None, rate: None, pace, seen: 0, now, ended: None }
+        let (met, rate, seen, ended, is_deaf) = Default::default();
+        Self { core, desk, config, relay, met, rate, pace, seen, now, ended, is_deaf }
     }
 
     pub(crate) fn told(&mut self, told: Told) {
@@ -119,7 +124,9 @@ impl Side {
         self.core.peer(self.now, &here);
         self.outputs();
         // Its datagrams go behind the news of it.
-        self.desk.flow.admit(way.pairing);
+        if !self.is_deaf {
+            self.desk.flow.admit(way.pairing);
+        }
     }
 
     /// Pending while the pair has sent more than it may.
@@ -157,10 +164,8 @@ impl Side {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Send(bytes) => {
-                    // Does not happen: a side that takes nothing is not read from, and orders are few.
-                    if self.desk.flow.push_control(bytes.into()).is_err() {
-                        tracing::warn!(peer = %self.desk.peer, "a message to a side is lost: too many wait");
-                    }
+                    // What a side asks is not read while so much waits; but its peer may come and go.
+                    self.is_deaf |= self.desk.flow.push_control(bytes.into()).is_err();
                 }
                 Output::Join(JoinRequest { user, pair, side, instance }) => {
                     let who = Newcomer { user, pair, side, instance };
@@ -177,13 +182,17 @@ impl Side {
         }
     }
 
+    pub(crate) fn max_queue_delay(&self) -> Duration {
+        self.config.max_queue_delay
+    }
+
     pub(crate) fn is_congested(&self) -> bool {
         self.desk.flow.control_len() > MAX_CONTROL_LEN
     }
 
     /// Takes whole messages from the beginning of `bytes`.
     fn cut(&mut self, bytes: &[u8]) -> (usize, Taken) {
-        let mut used = 0;
+        let (mut used, mut messages) = (0, 0);
         while self.ended.is_none() {
             let rest = &bytes[used..];
             let run = runs::first_run(rest, self.config.max_datagram);
@@ -194,11 +203,14 @@ impl Side {
             }
             match messages::message_len(rest) {
                 Ok(Some(len)) if len <= rest.len() => {
-                    if runs::begun(rest) > 0 {
+                    if runs::is_data(rest) {
                         self.desk.counters.dropped(DropReason::TooLong, 1);
                     } else if self.is_congested() {
                         return (used, Taken::Blocked);
+                    } else if messages == MAX_MESSAGES {
+                        return (used, Taken::Some);
                     } else {
+                        messages += 1;
                         self.core.handle_message(self.now, wall_seconds(), &rest[..len]);
                         self.outputs();
                     }
@@ -215,10 +227,7 @@ impl Side {
     }
 
     fn forward(&self, frames: &[u8], run: Run) {
-        let Run { len, datagrams, payload } = run;
-        if let Some(rate) = &self.rate {
-            rate.lock().unwrap_or_else(PoisonError::into_inner).take(self.now, len);
-        }
+        let Run { datagrams, payload, .. } = run;
         match &self.met {
             Some(Meeting { way, .. }) if self.core.may_forward() => {
                 let frames = Bytes::copy_from_slice(frames);
@@ -233,6 +242,9 @@ impl FrameSink for Side {
     fn take(&mut self, bytes: &[u8]) -> (usize, Taken) {
         let fresh = bytes.len() - self.seen.min(bytes.len());
         if fresh > 0 {
+            if let Some(rate) = &self.rate {
+                rate.lock().unwrap_or_else(PoisonError::into_inner).take(self.now, fresh);
+            }
             self.core.heard(self.now, fresh);
             self.outputs();
         }

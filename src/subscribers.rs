@@ -75,6 +75,7 @@ impl Subscribers {
     }
 
     pub(crate) fn publish(&mut self, event: &Event) {
+        tracing::debug!(child = %event.child, kind = %event.kind, "event");
         self.0.retain(|subscriber| !subscriber.queue.is_closed());
         for subscriber in self.0.iter().filter(|subscriber| subscriber.filter.wants(event)) {
             if subscriber.queue.try_send(event.clone()).is_err() {

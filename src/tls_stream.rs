@@ -79,6 +79,9 @@ impl TlsStream {
         loop {
             poll_fn(|cx| stream.poll_send(cx)).await?;
             if !stream.tls.is_handshaking() {
+                let tls = &stream.tls;
+                let suite = tls.negotiated_cipher_suite().map(|suite| suite.suite());
+                tracing::debug!(version = ?tls.protocol_version(), ?suite, "TLS handshake done");
                 return Ok(stream);
             }
             if left == 0 {

@@ -112,6 +112,11 @@ fn with_tls_only_the_relay_that_is_pinned_is_believed() {
     newer.event("relay_peer_present");
     let lost = near.event("peer_disconnected");
     assert_eq!((lost["cause"].as_str(), &lost["retry_in"]), (Some("superseded"), &serde_json::Value::Null));
+    assert!(lost["detail"].as_str().unwrap().contains("stays away"), "{lost}");
+    // It has nothing else to do.
+    let ended = near.end();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.iter().any(|line| line.contains("given up")), "{:?}", ended.stderr);
     drop(far);
     newer.event("relay_peer_gone");
 }

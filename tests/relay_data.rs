@@ -62,7 +62,13 @@ async fn stays(mut side: Side, generations: u64) -> u64 {
                         side.send(&refresh).await;
                     }
                 }
-                Came::Stun(_) => {}
+                // The nonce has ended with the last peer.
+                Came::Stun(stun) => {
+                    if side.is_stale(&stun) {
+                        let (_, refresh) = side.sealed(REFRESH, &[]);
+                        side.send(&refresh).await;
+                    }
+                }
                 Came::Fin => panic!("closed"),
             }
         }

@@ -15,6 +15,9 @@ use crate::tcp::{channel_data, framing};
 /// the header of RFC 4571.
 const FRAME_WEIGHT: usize = 64 - framing::HEADER_LEN;
 
+/// An empty queue keeps room for so many batches: one that idles owns little.
+const KEPT_CAPACITY: usize = 64;
+
 /// Control messages that wait hold at most so many bytes: hundreds of requests.
 const MAX_CONTROL_LEN: usize = 64 << 10;
 
@@ -223,6 +226,13 @@ impl Queue {
                 self.dropped.expired += batch.datagrams;
             }
         }
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        if self.entries.is_empty() && self.entries.capacity() > KEPT_CAPACITY {
+            self.entries = VecDeque::new();
+        }
     }
 
     /// Drops the head's frames behind the begun one, and says how many they were.
@@ -252,6 +262,7 @@ impl Queue {
         } else if keeps_head {
             self.dropped.cut += self.keep_begun_only();
         }
+        self.tidy();
     }
 
     /// The next bytes for the stream: a control message, or whole frames of one batch, `max` bytes at most unless
@@ -302,6 +313,7 @@ impl Queue {
         batch.payload -= finished.bytes;
         if batch.frames.is_empty() {
             self.entries.pop_front();
+            self.tidy();
         }
         finished
     }

@@ -145,6 +145,21 @@ fn a_stun_message_that_carries_data_is_offered_whole_however_long() {
 }
 
 #[test]
+fn an_empty_queue_owns_little_whatever_it_has_held() {
+    let mut queue = Queue::new(Protocol::Rfc4571, 1 << 30, AGE);
+    let now = start();
+    for how in 0..3 {
+        (0..10_000).for_each(|_| queue.push(now, batch(&[b""])));
+        match how {
+            0 => _ = all(&mut queue, now),
+            1 => queue.expire(now + AGE),
+            _ => queue.drop_data(),
+        }
+        assert!(queue.is_empty() && queue.entries.capacity() <= KEPT_CAPACITY, "{how}");
+    }
+}
+
+#[test]
 fn padding_is_no_payload() {
     let (now, mut queue) = (start(), Queue::new(Protocol::Turn, 1 << 20, AGE));
     queue.push(now, padded(&[b"a", b"", b"ccccc"]));

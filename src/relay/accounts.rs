@@ -25,6 +25,7 @@ const NOBODY: &str = "nobody";
 #[derive(Debug)]
 pub(crate) struct Accounts {
     realm: String,
+    opaque_realm: String,
     /// By their names after OpaqueString, none with a colon.
     users: HashMap<Arc<str>, Key>,
     shared_key: Option<Secret>,
@@ -70,7 +71,8 @@ impl Accounts {
         }
         // A key needs some password; nobody is asked for this one, for nobody's messages are never accepted.
         let nobody = Key::long_term(NOBODY, &realm, NOBODY, Algorithm::Sha256)?;
-        Ok(Self { realm, users: HashMap::new(), shared_key: None, nobody })
+        let opaque_realm = stun::opaque_string("the realm", &realm)?;
+        Ok(Self { realm, opaque_realm, users: HashMap::new(), shared_key: None, nobody })
     }
 
     pub(crate) fn realm(&self) -> &str {
@@ -136,7 +138,8 @@ impl Accounts {
         let shared_key = self.shared_key.as_ref()?;
         let expiry = expiry_of(expiry)?;
         let password = short_lived_password(shared_key, &name);
-        let key = Key::long_term(&name, &self.realm, &password, Algorithm::Sha256).ok()?;
+        // base64 is as OpaqueString leaves it.
+        let key = Key::of_opaque(&name, &self.opaque_realm, &password);
         let is_good = wall <= expiry && !user.is_empty() && !self.users.contains_key(user);
         Some((is_good.then(|| user.into()), key))
     }

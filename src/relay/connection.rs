@@ -17,14 +17,15 @@ use super::messages::{
     self, Challenge, Closing, Granted, Instance, Join, PairId, Peer, PeerStatus, ProtocolError, Reason,
     Refusal, SideId,
 };
-use super::nonce::NonceKey;
+use super::nonce::{Bound, NonceKey};
 use crate::stun::{Class, Key, Message, Method, TransactionId};
 
 /// A connection joins within this time after it was accepted. Nothing extends it.
 pub(crate) const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// So many bytes a connection may send before it has joined.
 pub(crate) const MAX_UNJOINED_LEN: usize = 4096;
-/// So many refused Joins close a connection; the first, which only asks for a challenge, is not counted.
+/// So many refused Joins, and other requests whose user or password is wrong, close a connection; the first Join, which
+/// only asks for a challenge, is not counted.
 pub(crate) const MAX_REFUSED_JOINS: u8 = 4;
 /// After this time without a byte the side is asked by Binding …
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -141,8 +142,8 @@ impl Ending {
 #[derive(Debug)]
 pub(crate) struct Connection {
     shared: Arc<Shared>,
-    /// What nonces are bound to: no two connections of a relay have the same.
-    number: u64,
+    /// What its nonces are bound to. A Refresh that was under way when the peer went has an old one.
+    bound: Bound,
     remote: SocketAddr,
     accepted: Instant,
     /// When the last byte came.
@@ -211,7 +212,7 @@ impl Connection {
     pub(crate) fn new(accepted: Instant, number: u64, remote: SocketAddr, shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            number,
+            bound: Bound { number, parted: 0 },
             remote,
             accepted,
             heard: accepted,
@@ -305,6 +306,7 @@ impl Connection {
         } else {
             joined.wait(now);
             joined.owes_refresh = true;
+            self.bound.parted += 1;
         }
         self.outputs.push_back(Output::Send(peer.encode((self.shared.ids)())));
     }
@@ -387,6 +389,7 @@ impl Connection {
             side,
             instance,
         }));
+        tracing::debug!(peer = %self.remote, user = %account.user, "a side asks to join");
         let lifetime = self.granted(lifetime);
         self.state = State::Joining(Pending { id: request.id, account, lifetime });
     }
@@ -417,7 +420,7 @@ impl Connection {
 
     fn authenticate(&self, now: Instant, wall: u64, request: &Message<'_>) -> Result<Account, Fault> {
         let nonces = &self.shared.nonces;
-        let is_fresh = |nonce: &[u8]| nonces.is_fresh(self.number, self.age(now), nonce);
+        let is_fresh = |nonce: &[u8]| nonces.is_fresh(self.bound, self.age(now), nonce);
         checks::authenticate(&self.shared.accounts(), wall, is_fresh, request)
     }
 
@@ -435,16 +438,18 @@ impl Connection {
         let Fault { code, unknown } = fault;
         self.rejected |= code == 401 && request.has_sha256();
         let challenge = matches!(code, 401 | 438).then(|| {
-            let nonce = self.shared.nonces.nonce(self.number, self.age(now));
+            let nonce = self.shared.nonces.nonce(self.bound, self.age(now));
             Challenge::new(self.shared.accounts().realm(), nonce)
         });
+        tracing::debug!(peer = %self.remote, request = request.method.name(), code, "a side is refused");
         let refusal = Refusal { challenge, unknown, ..Refusal::new(code) };
         self.outputs.push_back(Output::Send(refusal.encode(request.method, request.id, key)));
-        if request.method == Method::JOIN {
-            let is_first = !std::mem::replace(&mut self.is_challenged, true) && !request.has_sha256();
-            if !is_first {
-                self.count_refused();
-            }
+        // Another Join too, and each guess at a password.
+        let is_first = request.method == Method::JOIN
+            && !std::mem::replace(&mut self.is_challenged, true)
+            && !request.has_sha256();
+        if !is_first && (request.method == Method::JOIN || code == 401 && request.has_sha256()) {
+            self.count_refused();
         }
     }
 

@@ -166,7 +166,18 @@ impl Bench {
     pub(super) fn refreshes(&mut self, lifetime: Option<u32>) -> Granted {
         let bytes = self.encoded_refresh(lifetime);
         let outputs = self.gives(&bytes);
+        if self.is_stale(&outputs) {
+            return self.refreshes(lifetime);
+        }
         self.granted_from(&outputs)
+    }
+
+    /// Whether these are a 438; its nonce is kept.
+    pub(super) fn is_stale(&mut self, outputs: &[Output]) -> bool {
+        let Some(Output::Send(bytes)) = outputs.first() else { return false };
+        let refusal = messages::decode(bytes).ok().and_then(|message| Refusal::read(&message).ok());
+        let is_stale = refusal.is_some_and(|refusal| refusal.code == 438);
+        is_stale && self.refusal_from(outputs).code == 438
     }
 
     /// Lets time pass, and timers fire when they are due.
@@ -442,7 +453,7 @@ fn an_unknown_user_and_a_wrong_password_are_answered_alike() {
 fn a_nonce_is_of_its_connection_and_expires() {
     let mut bench = Bench::challenged();
     let mut other = Bench::challenged();
-    other.connection.number = 2;
+    other.connection.bound.number = 2;
     let bytes = bench.encoded_join();
     assert_eq!(other.refused(&bytes), (438, false));
     let bytes = other.encoded_join();

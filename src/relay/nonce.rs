@@ -1,7 +1,9 @@
-//! The relay's nonces: each is bound to its connection and to when it was given out, and is believed for 600 s.
+//! The relay's nonces: each is bound to its connection and to when it was given out, and is believed for 600 s, or until
+//! the connection's peer goes: who shows a newer one knows that it has gone.
 //!
 //! Nothing is kept of them. A nonce is the cookie of RFC 8489 §9.2, 12 hexadecimal digits of milliseconds since the
-//! connection was accepted, and 32 of an HMAC-SHA256, cut to 128 bits, of the connection's number and that time.
+//! connection was accepted, and 32 of an HMAC-SHA256, cut to 128 bits, of the connection's number, how many
+//! peers have gone, and that time.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,9 +25,18 @@ const MAC_LEN: usize = 16;
 #[derive(Clone)]
 pub(crate) struct NonceKey(pub(crate) [u8; 32]);
 
+/// What a nonce is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    /// The connection's: no two of a relay have the same.
+    pub(crate) number: u64,
+    /// How many peers of it have gone.
+    pub(crate) parted: u64,
+}
+
 impl NonceKey {
-    /// A nonce for the connection of this number, `now` after it was accepted. All have the same length.
-    pub(crate) fn nonce(&self, connection: u64, now: Duration) -> String {
+    /// A nonce for a connection, `now` after it was accepted. All have the same length.
+    pub(crate) fn nonce(&self, connection: Bound, now: Duration) -> String {
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mac = self.mac(connection, millis).finalize().into_bytes();
         let mac = mac.first_chunk().expect("SHA-256 has 32 bytes");
@@ -33,7 +44,7 @@ impl NonceKey {
     }
 
     /// Whether this is a nonce of that connection that has not expired. Compares in constant time.
-    pub(crate) fn is_fresh(&self, connection: u64, now: Duration, nonce: &[u8]) -> bool {
+    pub(crate) fn is_fresh(&self, connection: Bound, now: Duration, nonce: &[u8]) -> bool {
         let is_ours = |millis, mac: &[u8]| self.mac(connection, millis).verify_truncated_left(mac).is_ok();
         parts(nonce).is_some_and(|(millis, mac)| {
             let age = now.checked_sub(Duration::from_millis(millis));
@@ -41,9 +52,10 @@ impl NonceKey {
         })
     }
 
-    fn mac(&self, connection: u64, millis: u64) -> Hmac<Sha256> {
+    fn mac(&self, connection: Bound, millis: u64) -> Hmac<Sha256> {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
-        mac.update(&connection.to_be_bytes());
+        mac.update(&connection.number.to_be_bytes());
+        mac.update(&connection.parted.to_be_bytes());
         mac.update(&millis.to_be_bytes());
         mac
     }
@@ -72,18 +84,22 @@ mod tests {
     const KEY: NonceKey = NonceKey([7; 32]);
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn bound(number: u64) -> Bound {
+        Bound { number, parted: 0 }
+    }
+
     #[test]
     fn a_nonce_begins_with_the_cookie_and_announces_password_algorithms() {
-        let nonce = KEY.nonce(1, SECOND);
+        let nonce = KEY.nonce(bound(1), SECOND);
         assert!(nonce.starts_with("obMatJos2gAAA0000000003e8"), "{nonce}");
         assert!(crate::stun::nonce_features(&nonce).unwrap().password_algorithms);
         assert!(!crate::stun::nonce_features(&nonce).unwrap().user_name_anonymity);
-        assert_eq!((nonce.len(), KEY.nonce(u64::MAX, SECOND * 1_000_000).len()), (57, 57));
+        assert_eq!((nonce.len(), KEY.nonce(bound(u64::MAX), SECOND * 1_000_000).len()), (57, 57));
     }
 
     #[test]
     fn a_nonce_is_good_for_600_s_on_its_connection() {
-        let nonce = KEY.nonce(1, SECOND);
+        let nonce = KEY.nonce(bound(1), SECOND);
         for (connection, now, expected) in [
             (1, SECOND, true),
             (1, SECOND * 600, true),
@@ -93,25 +109,30 @@ mod tests {
             (2, SECOND, false),
             (0, SECOND, false),
         ] {
-            assert_eq!(KEY.is_fresh(connection, now, nonce.as_bytes()), expected, "{connection} {now:?}");
+            assert_eq!(
+                KEY.is_fresh(bound(connection), now, nonce.as_bytes()),
+                expected,
+                "{connection} {now:?}"
+            );
         }
-        assert!(!NonceKey([8; 32]).is_fresh(1, SECOND, nonce.as_bytes()), "of another relay");
+        assert!(!KEY.is_fresh(Bound { number: 1, parted: 1 }, SECOND, nonce.as_bytes()), "a peer has gone");
+        assert!(!NonceKey([8; 32]).is_fresh(bound(1), SECOND, nonce.as_bytes()), "of another relay");
     }
 
     #[test]
     fn a_nonce_with_a_changed_digit_or_of_another_length_is_not_ours() {
-        let nonce = KEY.nonce(1, SECOND);
+        let nonce = KEY.nonce(bound(1), SECOND);
         for at in 0..nonce.len() {
             for other in [b'0', b'1', b'f', b'+', b' ', 0xff] {
                 let mut changed = nonce.clone().into_bytes();
                 if changed[at] != other {
                     changed[at] = other;
-                    assert!(!KEY.is_fresh(1, SECOND * 2, &changed), "{at} {other}");
+                    assert!(!KEY.is_fresh(bound(1), SECOND * 2, &changed), "{at} {other}");
                 }
             }
-            assert!(!KEY.is_fresh(1, SECOND, &nonce.as_bytes()[..at]));
+            assert!(!KEY.is_fresh(bound(1), SECOND, &nonce.as_bytes()[..at]));
         }
-        assert!(!KEY.is_fresh(1, SECOND, format!("{nonce}0").as_bytes()));
+        assert!(!KEY.is_fresh(bound(1), SECOND, format!("{nonce}0").as_bytes()));
     }
 
     #[test]
@@ -119,8 +140,8 @@ mod tests {
         let keys = [crate::stun::random_key(), crate::stun::random_key()];
         assert_ne!(keys[0], keys[1]);
         assert!(keys.iter().all(|key| key[24..] != [0; 8]));
-        let nonce = NonceKey(keys[0]).nonce(1, SECOND);
-        assert!(!NonceKey(keys[1]).is_fresh(1, SECOND, nonce.as_bytes()));
+        let nonce = NonceKey(keys[0]).nonce(bound(1), SECOND);
+        assert!(!NonceKey(keys[1]).is_fresh(bound(1), SECOND, nonce.as_bytes()));
     }
 
     #[test]
@@ -131,9 +152,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_are_ours_by_chance(bytes in prop::collection::vec(any::<u8>(), 0..80), text in "\\PC{0,50}") {
-            prop_assert!(!KEY.is_fresh(1, SECOND, &bytes));
+            prop_assert!(!KEY.is_fresh(bound(1), SECOND, &bytes));
             let text = format!("{NONCE_COOKIE}{text}");
-            prop_assert!(!KEY.is_fresh(1, SECOND, text.as_bytes()));
+            prop_assert!(!KEY.is_fresh(bound(1), SECOND, text.as_bytes()));
         }
     }
 }

@@ -26,7 +26,12 @@ pub(crate) fn first_run(bytes: &[u8], max: usize) -> Run {
 /// How many ChannelData messages stand in `rest`, the beginning of one that is cut included.
 pub(crate) fn begun(rest: &[u8]) -> u64 {
     let run = first_run(rest, usize::MAX);
-    run.datagrams + u64::from(matches!(rest.get(run.len), Some(0x40..=0x4f)))
+    run.datagrams + u64::from(is_data(&rest[run.len..]))
+}
+
+/// Whether a ChannelData message begins here.
+pub(crate) fn is_data(rest: &[u8]) -> bool {
+    matches!(rest.first(), Some(0x40..=0x4f))
 }
 
 /// The length of the first message's datagram, if it is ChannelData and all of it is there, with its padding.

@@ -251,11 +251,14 @@ impl Side {
             return;
         }
         match messages::decode(bytes) {
-            Ok(message) => match message.class {
-                Class::Request => self.request(&message),
-                Class::Indication => self.indication(now, &message),
-                Class::Success | Class::Error => self.response(now, &message),
-            },
+            Ok(message) => {
+                tracing::debug!(method = message.method.name(), class = ?message.class, "the relay says");
+                match message.class {
+                    Class::Request => self.request(&message),
+                    Class::Indication => self.indication(now, &message),
+                    Class::Success | Class::Error => self.response(now, &message),
+                }
+            }
             Err(error) => self.end(error.into()),
         }
     }
@@ -301,6 +304,8 @@ impl Side {
             }
             (PeerStatus::Gone, _) => {
                 self.state = State::Waiting { refresh: None };
+                // The relay's nonce ends with its peer.
+                self.stale = 0;
                 self.outputs.push_back(Output::PeerGone);
                 self.refresh(now);
             }
@@ -425,6 +430,7 @@ impl Side {
 
     fn ask(&mut self, now: Instant, ask: Ask) {
         let id = self.setup.ids.next();
+        tracing::debug!(request = ask.request(), "asking the relay");
         let encoded = match (ask, &self.seal) {
             (Ask::Join, Some(seal)) => {
                 let pair = PairId::new(self.setup.remote.pair_id(&seal.realm)).expect("a hash has 32 bytes");

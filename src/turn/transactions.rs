@@ -207,6 +207,7 @@ pub(crate) fn seal_request(
     id: TransactionId,
     seal: Option<&Seal>,
 ) -> Result<Vec<u8>, TurnError> {
+    tracing::debug!(request = request.name(), sealed = seal.is_some(), "asking the TURN server");
     stun::encode(request.method(), Class::Request, id, &request.attributes(), seal)
         .map_err(|error| TurnError::UnusableCredentials(error.to_string()))
 }

@@ -272,9 +272,21 @@ impl Side {
 
     /// The granted lifetime, or the refusal's code.
     pub async fn refresh(&mut self, lifetime: u32) -> Result<u32, u16> {
-        let answer = self.request(REFRESH, &[(LIFETIME, &lifetime.to_be_bytes())]).await;
+        let mut answer = self.request(REFRESH, &[(LIFETIME, &lifetime.to_be_bytes())]).await;
+        if self.is_stale(&answer) {
+            answer = self.request(REFRESH, &[(LIFETIME, &lifetime.to_be_bytes())]).await;
+        }
         assert!(answer.error() == Some(401) || answer.is_sealed(&self.key), "{answer:?}");
         answer.error().map_or_else(|| Ok(answer.number(LIFETIME).unwrap()), Err)
+    }
+
+    /// Whether this is a 438; its nonce is kept.
+    pub fn is_stale(&mut self, answer: &Stun) -> bool {
+        let is_stale = answer.error() == Some(438);
+        if is_stale {
+            self.nonce = answer.get(NONCE).unwrap().to_vec();
+        }
+        is_stale
     }
 
     /// The response to this request; what comes before it is kept.
