@@ -13,6 +13,9 @@ use crate::credentials::{self, Secret, UserPassword};
 /// One TCP relay: pairs of sides that both call it are joined there.
 ///
 /// In a file a table `[[relay]]`. Somebody must be able to join: `users` or `shared_key` is set.
+///
+/// There is no limit of channels here, for a relay keeps nothing of them: each side limits those that its peer may open,
+/// by [`max_sources`](super::SessionConfig::max_sources).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
