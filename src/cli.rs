@@ -103,12 +103,12 @@ fn wrong(message: String) -> Failure {
 fn run(cli: Cli) -> Result<i32, Failure> {
     cli.refuse_what_has_no_meaning().map_err(wrong)?;
     let Cli { common, command } = cli;
+    start_logging(&common);
     if let Command::Check(args::File { file }) = &command {
         let plan = read(file, &common, Plan::checked)?;
         return Ok(say_fine(file, &plan, common.json));
     }
     let (plan, hint) = plan_of(command, &common)?;
-    start_logging(&common);
     raise_descriptor_limit();
     let system = System::new();
     let end = system.block_on(serve(plan, voice(&common), hint));
@@ -249,7 +249,7 @@ async fn serve(plan: Plan, voice: Voice, hint: &str) -> Result<i32, Failure> {
     }
     warnings.iter().flatten().for_each(|warning| to_stderr("warning", warning));
     actix_rt::spawn(watch_supervisor(house.supervisor.clone(), ends));
-    actix_rt::spawn(read_again(hangups, house.supervisor.clone()));
+    actix_rt::spawn(read_again(hangups, plan.accounts_in_file, house.supervisor.clone()));
     let end = end.recv().await;
     house.close().await;
     match end {
@@ -286,15 +286,20 @@ async fn stop_on_signal(mut signals: Signals, ends: mpsc::Sender<End>) {
 }
 
 /// With each SIGHUP: certificates, and who may join relays. All else stays as it was.
-async fn read_again(mut hangups: Hangups, supervisor: Addr<SupervisorActor>) {
+async fn read_again(mut hangups: Hangups, accounts_in_file: bool, supervisor: Addr<SupervisorActor>) {
     while hangups.recv().await.is_some() {
         let _ = supervisor.send(ReadCertificates).await;
-        let relays = match plan_again() {
-            Ok(plan) => plan.relays,
-            Err(Failure { message, .. }) => {
+        if !accounts_in_file {
+            continue;
+        }
+        // Beside this thread: a file may be a pipe that nobody writes to.
+        let relays = match tokio::task::spawn_blocking(plan_again).await {
+            Ok(Ok(plan)) => plan.relays,
+            Ok(Err(Failure { message, .. })) => {
                 to_stderr("warning", &format!("{message}; who may join stays as it was"));
                 continue;
             }
+            Err(_) => continue,
         };
         for RelayConfig { name: relay, users, shared_key, .. } in relays {
             if let Ok(Err(error)) = supervisor.send(SetAccounts { relay, users, shared_key }).await {

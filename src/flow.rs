@@ -217,6 +217,21 @@ impl Flow {
         self.counters.dropped(DropReason::ConnectionLost, left);
     }
 
+    /// Drops what is too old; says when something else will be. Where nothing will, whoever polls is woken when something
+    /// comes, as by [`poll_front`](Self::poll_front), which it may not have got to.
+    pub(crate) fn poll_expiry(&self, cx: &mut Context<'_>, now: Instant) -> Poll<Instant> {
+        let mut inner = self.lock();
+        inner.queue.expire(now);
+        self.count_dropped(&mut inner.queue);
+        match inner.queue.next_expiry() {
+            Some(due) => Poll::Ready(due),
+            None => {
+                inner.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
     /// Counts what has become too old since the last push, so that statistics are up to date.
     pub(crate) fn expire(&self, now: Instant) {
         let mut inner = self.lock();

@@ -19,7 +19,7 @@ use crate::relay::directory::ConnectionKey;
 use crate::relay::{PairLabel, TcpRelayActor};
 use crate::relay_arrival::Arrival;
 use crate::relay_desk::{Desk, Told};
-use crate::relay_proxied::{Heard, is_proxy};
+use crate::relay_proxied::{Heard, is_proxy, read_now};
 
 /// Connections accepted, and those whose caller has become known, in one turn of the task.
 const MAX_TURNS: usize = 32;
@@ -94,11 +94,15 @@ impl TcpRelayActor {
                 self.reporter.report(EventKind::AcceptPaused { local_tcp: listener, error });
             }
             Incoming::Resumed => self.reporter.report(EventKind::AcceptResumed { local_tcp: listener }),
-            Incoming::Peer(tcp, peer) if is_proxy(&self.config, peer.ip()) => {
-                if let Some(evicted) = self.proxied.begin(tcp, peer, now()) {
-                    self.refuse(evicted, JoinRefusal::PlaceNeeded);
+            Incoming::Peer(tcp, peer) if is_proxy(&self.config, peer.ip()) => match read_now(&tcp) {
+                // Nobody waits for what is here already, as it mostly is.
+                Some(header) => self.on_connection(tcp, header.source.unwrap_or(peer), now(), ctx),
+                None => {
+                    if let Some(evicted) = self.proxied.begin(tcp, peer, now()) {
+                        self.refuse(evicted, JoinRefusal::PlaceNeeded);
+                    }
                 }
-            }
+            },
             Incoming::Peer(tcp, peer) => self.on_connection(tcp, peer, now(), ctx),
         }
     }

@@ -176,7 +176,7 @@ impl RelayConnection {
             }
         }
         if side.is_deaf {
-            return over(LeaveCause::Broken);
+            return over(LeaveCause::Deaf);
         }
         if side.ended.is_none()
             && side.poll_rate(cx, pause).is_ready()
@@ -212,16 +212,24 @@ impl RelayConnection {
         Poll::Pending
     }
 
-    /// Drops what has become too old, once in the time that makes it so.
+    /// Drops what has become too old. The alarm is not moved with every datagram: where it rings too early it is set anew.
     fn poll_expiry(&mut self, cx: &mut Context<'_>) {
-        let (flow, wait) = (&self.side.desk.flow, self.side.max_queue_delay());
-        while self.expiry.is_some() || !flow.is_empty() {
-            let expiry = self.expiry.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
-            if expiry.as_mut().poll(cx).is_pending() {
+        loop {
+            if let Some(expiry) = &mut self.expiry
+                && expiry.as_mut().poll(cx).is_pending()
+            {
                 return;
             }
-            self.expiry = None;
-            flow.expire(now());
+            let Poll::Ready(due) = self.side.desk.flow.poll_expiry(cx, now()) else {
+                self.expiry = None;
+                return;
+            };
+            // Timers are good for no less than 1 ms.
+            let due = (due + Duration::from_millis(1)).into();
+            match &mut self.expiry {
+                Some(expiry) => expiry.as_mut().reset(due),
+                expiry => *expiry = Some(Box::pin(tokio::time::sleep_until(due))),
+            }
         }
     }
 

@@ -189,7 +189,7 @@ impl RelayLinkActor {
             self.talk.handle_timeout();
             let written = self.writer.poll(cx, &mut self.stream, &self.talk.house.paths.flow, now);
             if let Poll::Ready(error) = written {
-                self.talk.lost(broken("written to", &error));
+                self.talk.lost(broken("written to", &error, self.talk.joined));
             }
             if self.talk.end.is_some() || self.poll_closing(cx).is_ready() {
                 // The error of a connection that is gone changes nothing.
@@ -213,7 +213,7 @@ impl RelayLinkActor {
         let Poll::Ready(end) = end else { return };
         match end {
             ReadEnd::Closed => self.talk.lost(SideError::Closed),
-            ReadEnd::Broken(error) => self.talk.lost(broken("read from", &error)),
+            ReadEnd::Broken(error) => self.talk.lost(broken("read from", &error, self.talk.joined)),
             // It has been said what was wrong.
             ReadEnd::Malformed => {}
             ReadEnd::UnfinishedFrame | ReadEnd::SinkStuck => {
@@ -267,9 +267,9 @@ impl RelayLinkActor {
     }
 }
 
-fn broken(doing: &str, error: &io::Error) -> SideError {
-    // A relay that does not like our certificate says so after the handshake (TLS 1.3).
-    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal()) {
+fn broken(doing: &str, error: &io::Error, joined: bool) -> SideError {
+    // A relay that does not like our certificate says so after the handshake (TLS 1.3), before all else.
+    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal() && !joined) {
         return SideError::Tls(refused.to_string());
     }
     SideError::Lost(format!("broke while it was {doing}: {error}"))

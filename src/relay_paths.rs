@@ -88,9 +88,14 @@ impl ChannelPath {
         self.path.set_local(io, self.path.application());
     }
 
-    fn begin(&self, now: Instant, flow: &Arc<Flow>, number: u16) {
+    /// It has this channel: the peer's datagrams are its own.
+    fn assign(&self, number: u16) {
         self.number.store(number, Relaxed);
         self.open.store(number, Relaxed);
+    }
+
+    /// What it sends goes out over its channel, and what it has held.
+    fn begin(&self, now: Instant, flow: &Arc<Flow>, number: u16) {
         self.path.open(now, Route::Stream { flow: flow.clone(), channel: number });
     }
 
@@ -212,21 +217,22 @@ impl RelayPaths {
         self.lock().direct_to_newest();
     }
 
-    /// Opens a channel for a local application that has none, if a peer is there and may be sent to.
+    /// Opens a channel for a local application that has none, if a peer is there.
     pub(crate) fn open(&self, now: Instant, path: &Arc<ChannelPath>) {
         let mut inner = self.lock();
-        if !inner.may_send || path.is_open() {
+        if !inner.is_paired || path.is_open() {
             return;
         }
-        let wish = path.number.load(Relaxed);
-        if let Some(number) = inner.channels.open(now, path.clone(), (wish != 0).then_some(wish)) {
-            drop(inner);
+        let number = inner.open(now, path);
+        let may_send = inner.may_send;
+        drop(inner);
+        if let Some(number) = number.filter(|_| may_send) {
             path.begin(now, &self.flow, number);
         }
     }
 
-    /// The peer is there, or is told of again, and may send. Flows of a peer that was there before have their channels
-    /// again. Gives back what is left of another peer's.
+    /// The peer is there, or is told of again, and may send. Flows of ours get a channel, with the number they had; so do
+    /// the flows of a peer that was there before. Gives back what is left of another peer's.
     pub(crate) fn peer_present(&self, now: Instant, own: &SideId, peer: &SideId) -> Vec<Arc<ChannelPath>> {
         let mut inner = self.lock();
         inner.park(Parity::of(own.as_str(), peer.as_str()));
@@ -243,15 +249,18 @@ impl RelayPaths {
         strangers.extend(inner.parked.extract_if(|_, path| is_silent(path)).map(|(_, path)| path));
         inner.is_paired = true;
         for (number, path) in std::mem::take(&mut inner.parked) {
+            path.assign(number);
             inner.channels.accept(now, number, path);
+        }
+        for path in inner.own.clone() {
+            inner.open(now, &path);
         }
         drop(inner);
         strangers.iter().for_each(|path| path.end());
         strangers
     }
 
-    /// The peer that is there may be sent to. What was held for it goes out; flows of ours get a channel, with the
-    /// number they had.
+    /// The peer that is there may be sent to. What was held for it goes out.
     pub(crate) fn may_send(&self, now: Instant) {
         let mut inner = self.lock();
         if !inner.is_paired {
@@ -260,13 +269,11 @@ impl RelayPaths {
         inner.may_send = true;
         inner.pairings += 1;
         let pairing = Pairing(inner.pairings);
-        let accepted: Vec<_> = inner.channels.iter().map(|(number, path)| (number, path.clone())).collect();
-        let own = inner.own.clone();
+        let all: Vec<_> = inner.channels.iter().map(|(number, path)| (number, path.clone())).collect();
         drop(inner);
         self.flow.meet(pairing);
         self.flow.admit(pairing);
-        accepted.into_iter().for_each(|(number, path)| path.begin(now, &self.flow, number));
-        own.iter().for_each(|path| self.open(now, path));
+        all.into_iter().for_each(|(number, path)| path.begin(now, &self.flow, number));
     }
 
     /// The connection has ended, and no peer is there before the next one has met it.
@@ -356,6 +363,7 @@ impl RelayPaths {
 
     fn accept(&self, now: Instant, number: u16, path: &Arc<ChannelPath>) {
         let mut inner = self.lock();
+        path.assign(number);
         inner.channels.accept(now, number, path.clone());
         let may_send = inner.may_send;
         drop(inner);
@@ -405,6 +413,14 @@ impl RelayPaths {
 pub(crate) struct Full;
 
 impl Inner {
+    /// A channel for a flow of ours, with the number it had if that is free.
+    fn open(&mut self, now: Instant, path: &Arc<ChannelPath>) -> Option<u16> {
+        let wish = path.number.load(Relaxed);
+        let number = self.channels.open(now, path.clone(), (wish != 0).then_some(wish))?;
+        path.assign(number);
+        Some(number)
+    }
+
     /// All channels end.
     fn park(&mut self, parity: Parity) {
         self.may_send = false;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, Id, JoinSet};
@@ -106,6 +107,16 @@ impl Proxied {
 pub(crate) fn is_proxy(config: &RelayConfig, ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     config.proxy_protocol.iter().any(|network| network.contains(&ip))
+}
+
+/// Reads the header if all of it is here, and else nothing.
+pub(crate) fn read_now(tcp: &TcpStream) -> Option<Header> {
+    let mut bytes = [0; proxy::MAX_LEN];
+    // Not through tokio, which does not know yet that there is something.
+    let (seen, _) = recv(tcp, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
+    let header = proxy::parse(&bytes[..seen]).ok()??;
+    let (read, _) = recv(tcp, &mut bytes[..header.len], RecvFlags::DONTWAIT).ok()?;
+    (read == header.len).then_some(header)
 }
 
 async fn hear(mut tcp: TcpStream, proxy: SocketAddr, accepted: Instant) -> Heard {

@@ -30,7 +30,7 @@ use crate::stream::{FrameSink, Taken};
 
 /// While so many bytes of control wait for a side, nothing more that it asks is read.
 const MAX_CONTROL_LEN: usize = 16 << 10;
-/// Messages of one side in one turn: each costs some HMACs, and its neighbours on the thread have datagrams.
+/// Messages that are answered after one read: each costs some HMACs, and its neighbours on the thread have datagrams.
 const MAX_MESSAGES: usize = 8;
 
 /// Takes what the side sends.
@@ -180,10 +180,6 @@ impl Side {
         if self.core.take_rejected() {
             self.relay.do_send(Rejected { peer: self.desk.peer });
         }
-    }
-
-    pub(crate) fn max_queue_delay(&self) -> Duration {
-        self.config.max_queue_delay
     }
 
     pub(crate) fn is_congested(&self) -> bool {

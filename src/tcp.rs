@@ -110,7 +110,7 @@ impl TcpPeerActor {
         let is_ending = self.closing.as_ref().is_some_and(|closing| closing.ending);
         if !is_ending && let Poll::Ready(error) = self.writer.poll(cx, &mut self.stream, &self.lane.flow, now)
         {
-            return Poll::Ready(broken("writing to", &error));
+            return Poll::Ready(broken("writing to", &error, self.heard));
         }
         self.poll_closing(cx)
     }
@@ -123,7 +123,7 @@ impl TcpPeerActor {
         }));
         Poll::Ready(match end {
             ReadEnd::Closed => Ending::new(Cause::Closed, "closed by the peer"),
-            ReadEnd::Broken(error) => broken("reading from", &error),
+            ReadEnd::Broken(error) => broken("reading from", &error, self.heard),
             ReadEnd::Malformed => Ending::new(Cause::Broken, "the peer sent what is no frame"),
             ReadEnd::UnfinishedFrame => {
                 Ending::new(Cause::UnfinishedFrame, "a frame begun was not finished within 10 s")
@@ -154,11 +154,11 @@ impl TcpPeerActor {
     }
 }
 
-fn broken(doing: &str, error: &io::Error) -> Ending {
-    if let Some(error) = TlsError::within(error) {
-        // A server that does not like our certificate says so after the handshake (TLS 1.3).
-        let cause = if error.is_refusal() { Cause::Refused } else { Cause::Broken };
-        return Ending::new(cause, error.to_string());
+/// `heard`: something has come over it.
+fn broken(doing: &str, error: &io::Error, heard: bool) -> Ending {
+    // A server that does not like our certificate says so after the handshake (TLS 1.3), before all else.
+    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal() && !heard) {
+        return Ending::new(Cause::Refused, refused.to_string());
     }
     Ending::new(Cause::Broken, format!("{doing} the connection failed: {error}"))
 }

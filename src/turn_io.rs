@@ -343,7 +343,7 @@ impl Running {
     }
 
     fn poll_control(&mut self, cx: &mut Context<'_>, now: Instant, forwards: &mut Forwards) -> bool {
-        let core = &mut self.core;
+        let (core, is_granted) = (&mut self.core, self.granted.is_some());
         match &mut self.control {
             Control::Udp(io) => {
                 for _ in 0..MAX_TURNS {
@@ -364,9 +364,9 @@ impl Running {
             Control::Stream { stream, reader, writer, flow } => {
                 let mut intake = Intake { core, forwards, now };
                 if let Poll::Ready(end) = reader.poll(cx, stream, &mut intake, now, |_| {}) {
-                    core.control_lost(lost(end));
+                    core.control_lost(lost(end, is_granted));
                 } else if let Poll::Ready(error) = writer.poll(cx, stream, flow, now) {
-                    core.control_lost(broken("writing to it", &error));
+                    core.control_lost(broken("writing to it", &error, is_granted));
                 }
                 false
             }
@@ -384,10 +384,10 @@ impl Running {
     }
 }
 
-fn lost(end: ReadEnd) -> TurnError {
+fn lost(end: ReadEnd, is_granted: bool) -> TurnError {
     match end {
         ReadEnd::Closed => TurnError::ControlLost { why: "closed by the server".into() },
-        ReadEnd::Broken(error) => broken("reading from it", &error),
+        ReadEnd::Broken(error) => broken("reading from it", &error, is_granted),
         ReadEnd::Malformed => {
             TurnError::ControlLost { why: "the server sends what is neither STUN nor ChannelData".into() }
         }
@@ -397,9 +397,10 @@ fn lost(end: ReadEnd) -> TurnError {
     }
 }
 
-fn broken(doing: &str, error: &io::Error) -> TurnError {
-    // A server that does not like our certificate says so after the handshake (TLS 1.3).
-    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal()) {
+/// `is_granted`: there is, or was, an allocation.
+fn broken(doing: &str, error: &io::Error, is_granted: bool) -> TurnError {
+    // A server that does not like our certificate says so after the handshake (TLS 1.3), before all else.
+    if let Some(refused) = TlsError::within(error).filter(|error| error.is_refusal() && !is_granted) {
         return TurnError::Untrusted { why: refused.to_string() };
     }
     TurnError::ControlLost { why: format!("{doing} failed: {error}") }
@@ -444,7 +445,8 @@ impl Running {
         if let Control::Stream { stream, writer, flow, .. } = &mut self.control
             && let Poll::Ready(error) = writer.poll(cx, stream, flow, now())
         {
-            self.core.control_lost(broken("writing to it", &error));
+            let error = broken("writing to it", &error, self.granted.is_some());
+            self.core.control_lost(error);
             return true;
         }
         false

@@ -26,6 +26,8 @@ pub enum LeaveCause {
     ProtocolError,
     /// Its connection broke, or it took nothing for 10 s.
     Broken,
+    /// Its peer came and went more often than it read of.
+    Deaf,
     /// The relay stops.
     Restarting,
     /// A limit ended it.
@@ -43,6 +45,7 @@ impl fmt::Display for LeaveCause {
             Self::LifetimeOver => "its time to wait is over",
             Self::ProtocolError => "it sent what is neither STUN nor ChannelData",
             Self::Broken => "its connection broke, or it took nothing for 10 s",
+            Self::Deaf => "it did not read that its peer came and went",
             Self::Restarting => "the relay stops",
             Self::Limit => "a limit ended it",
             Self::Panicked => "its connection's task panicked (a bug)",

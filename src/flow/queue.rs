@@ -229,6 +229,13 @@ impl Queue {
         self.tidy();
     }
 
+    /// When [`expire`](Self::expire) has something to drop, if nothing is pushed or taken until then.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        let is_kept = self.lent == Lent::Data
+            || self.begun.left > 0 && self.entries.front().is_some_and(|head| head.batch.datagrams == 1);
+        self.entries.get(usize::from(is_kept))?.expires
+    }
+
     fn tidy(&mut self) {
         if self.entries.is_empty() && self.entries.capacity() > KEPT_CAPACITY {
             self.entries = VecDeque::new();

@@ -17,7 +17,7 @@ pub struct RelayInfo {
     pub name: ChildId,
     /// Where sides connect to, with the ports the system chose.
     pub local_tcp: Vec<SocketAddr>,
-    /// Connections that have not joined.
+    /// Connections that have not joined, those included whose PROXY header has not come.
     pub unjoined: usize,
     /// Sides that have.
     pub sides: usize,

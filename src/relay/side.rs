@@ -4,8 +4,9 @@
 //! The first Join carries nothing: the relay's 401 names its realm. The second one, sealed, says whom to meet. From
 //! then on LIFETIME runs while no peer is there; Refresh extends it. When the peer goes, this side stays, and sends a
 //! Refresh at once: before that the relay forwards nothing of it, so that nothing meant for the old peer reaches a
-//! new one. Datagrams wait for its answer, and for that of any other Refresh: peers may have come and gone while it was
-//! under way, and the relay takes it for the one that it waits for. Whatever the relay sends without an integrity is a hint, but that the connection ends is believed.
+//! new one. Datagrams wait for its answer, and for that of any other Refresh, which peers that come and go may cross:
+//! what is sent before it would be dropped. Whatever the relay sends without an integrity is a hint, but that the
+//! connection ends is believed.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

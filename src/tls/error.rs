@@ -112,7 +112,13 @@ impl From<Error> for TlsError {
         let why = match error {
             Error::InvalidMessage(_) => return Self::Plain,
             Error::InvalidCertificate(error) => bad_certificate(&error),
-            Error::AlertReceived(alert) => refused_by_peer(alert),
+            Error::AlertReceived(alert) => match refused_by_peer(alert) {
+                Some(why) => why,
+                None => return Self::Broken(io::Error::other(format!("the peer ended it ({alert:?})"))),
+            },
+            Error::DecryptError => {
+                return Self::Broken(io::Error::other("what came was changed on the way"));
+            }
             Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
             Error::NoApplicationProtocol => "the peer asks for another protocol (ALPN)".to_owned(),
             Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon) => {
@@ -186,7 +192,8 @@ fn date(unix: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(unix.min(last)))
 }
 
-fn refused_by_peer(alert: AlertDescription) -> String {
+/// `None`: it is not us that it does not like.
+fn refused_by_peer(alert: AlertDescription) -> Option<String> {
     let why = match alert {
         AlertDescription::CertificateRequired => "it asks for a certificate",
         AlertDescription::CertificateExpired => "our certificate has expired",
@@ -198,9 +205,12 @@ fn refused_by_peer(alert: AlertDescription) -> String {
         AlertDescription::UnrecognisedName => "it does not know the name that it was asked for",
         AlertDescription::ProtocolVersion => "it speaks another version of TLS",
         AlertDescription::HandshakeFailure => "nothing in common, or it asks for a certificate",
-        alert => return format!("the peer refused ({alert:?})"),
+        AlertDescription::CertificateRevoked => "our certificate is revoked",
+        AlertDescription::UnsupportedCertificate => "it takes no certificate of this kind",
+        AlertDescription::InsufficientSecurity => "it wants stronger ciphers",
+        _ => return None,
     };
-    format!("the peer refused: {why}")
+    Some(format!("the peer refused: {why}"))
 }
 
 #[cfg(test)]
@@ -242,6 +252,9 @@ mod tests {
         assert!(TlsError::Plain.is_refusal());
         assert!(TlsError::from(Error::NoCertificatesPresented).is_refusal());
         assert!(!TlsError::Closed.is_refusal());
+        assert!(!TlsError::from(Error::AlertReceived(AlertDescription::BadRecordMac)).is_refusal());
+        assert!(TlsError::from(Error::AlertReceived(AlertDescription::UnknownCA)).is_refusal());
+        assert!(!TlsError::from(Error::DecryptError).is_refusal());
         let error: io::Error = TlsError::Plain.into();
         assert!(matches!(TlsError::within(&error), Some(TlsError::Plain)));
         assert!(TlsError::within(&io::ErrorKind::ConnectionReset.into()).is_none());
