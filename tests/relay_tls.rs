@@ -93,6 +93,24 @@ async fn a_client_of_another_protocol_and_a_plain_one_are_turned_away() {
 }
 
 #[actix::test]
+async fn a_session_whose_certificate_the_relay_does_not_take_hears_why_and_asks_slowly() {
+    let mut house = House::new().await;
+    let authority = Authority::new();
+    let mut tls = authority.issue("127.0.0.1").shown();
+    tls.client_pins = vec![Pin([7; 32])];
+    let relay = tls_relay(&house, tls).await;
+    let near = SessionConfig::connect("near", at(relay, "near", authority.believed())).local_udp(any());
+    house.start(near).await;
+    let failed = house.event("near", |kind| match kind {
+        EventKind::ConnectFailed { error, retry_in, .. } => Some((error.clone(), *retry_in)),
+        _ => None,
+    });
+    let (error, retry_in) = failed.await;
+    assert!(error.contains("it asks for a certificate"), "{error}");
+    assert!(retry_in.is_some_and(|retry_in| retry_in >= Duration::from_secs(5)), "{retry_in:?}");
+}
+
+#[actix::test]
 async fn a_handshake_that_is_not_finished_ends_and_those_that_need_its_place_get_it() {
     let house = House::new().await;
     let mut config = config("relay");
