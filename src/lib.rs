@@ -88,6 +88,7 @@ mod links;
 mod listen;
 mod relay_accept;
 mod relay_arrival;
+mod relay_buffers;
 mod relay_conn;
 mod relay_desk;
 mod relay_link;

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
-use bytes::Bytes;
 use tokio::time::Sleep;
 
 use crate::clock::now;
@@ -24,6 +23,7 @@ use crate::relay::directory::{Newcomer, Pairing, Refused};
 use crate::relay::messages::{self, Closing, Peer, PeerStatus, Reason, Refusal};
 use crate::relay::pace::Pace;
 use crate::relay::runs::{self, Run};
+use crate::relay_buffers;
 use crate::relay_conn::{JoinWanted, Rejected, SideLeaves};
 use crate::relay_desk::{Desk, Meeting, SharedRate, Told};
 use crate::stream::{FrameSink, Taken};
@@ -226,7 +226,7 @@ impl Side {
         let Run { datagrams, payload, .. } = run;
         match &self.met {
             Some(Meeting { way, .. }) if self.core.may_forward() => {
-                let frames = Bytes::copy_from_slice(frames);
+                let frames = relay_buffers::copied(frames);
                 way.to.flow.push_of(way.pairing, self.now, Batch { frames, datagrams, payload });
             }
             _ => self.desk.counters.dropped(DropReason::NoPeer, datagrams),
