@@ -287,24 +287,33 @@ async fn stop_on_signal(mut signals: Signals, ends: mpsc::Sender<End>) {
 
 /// With each SIGHUP: certificates, and who may join relays. All else stays as it was.
 async fn read_again(mut hangups: Hangups, accounts_in_file: bool, supervisor: Addr<SupervisorActor>) {
+    let mut reading: Option<actix_rt::task::JoinHandle<()>> = None;
     while hangups.recv().await.is_some() {
         let _ = supervisor.send(ReadCertificates).await;
-        if !accounts_in_file {
-            continue;
+        if reading.as_ref().is_some_and(|reading| !reading.is_finished()) {
+            to_stderr(
+                "warning",
+                "who may join is still being read: what is in the file's place may be a pipe",
+            );
+        } else if accounts_in_file {
+            reading = Some(actix_rt::spawn(read_accounts(supervisor.clone())));
         }
-        // Beside this thread: a file may be a pipe that nobody writes to.
-        let relays = match tokio::task::spawn_blocking(plan_again).await {
-            Ok(Ok(plan)) => plan.relays,
-            Ok(Err(Failure { message, .. })) => {
-                to_stderr("warning", &format!("{message}; who may join stays as it was"));
-                continue;
-            }
-            Err(_) => continue,
-        };
-        for RelayConfig { name: relay, users, shared_key, .. } in relays {
-            if let Ok(Err(error)) = supervisor.send(SetAccounts { relay, users, shared_key }).await {
-                to_stderr("warning", &format!("{error}; who may join stays as it was"));
-            }
+    }
+}
+
+async fn read_accounts(supervisor: Addr<SupervisorActor>) {
+    let stays = |why: &dyn std::fmt::Display| {
+        to_stderr("warning", &format!("{why}; who may join stays as it was"));
+    };
+    // Beside this thread: a file may be a pipe that nobody writes to.
+    let relays = match tokio::task::spawn_blocking(plan_again).await {
+        Ok(Ok(plan)) => plan.relays,
+        Ok(Err(Failure { message, .. })) => return stays(&message),
+        Err(error) => return stays(&error),
+    };
+    for RelayConfig { name: relay, users, shared_key, .. } in relays {
+        if let Ok(Err(error)) = supervisor.send(SetAccounts { relay, users, shared_key }).await {
+            stays(&error);
         }
     }
 }

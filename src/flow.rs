@@ -226,7 +226,10 @@ impl Flow {
         match inner.queue.next_expiry() {
             Some(due) => Poll::Ready(due),
             None => {
-                inner.writer = Some(cx.waker().clone());
+                match &mut inner.writer {
+                    Some(writer) => writer.clone_from(cx.waker()),
+                    writer => *writer = Some(cx.waker().clone()),
+                }
                 Poll::Pending
             }
         }

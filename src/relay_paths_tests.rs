@@ -7,7 +7,7 @@ use std::task::Poll;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn paths() -> RelayPaths {
-    RelayPaths::new(Arc::default(), 1 << 20, SECOND, SECOND, None)
+    RelayPaths::new(Arc::default(), 1 << 20, 60 * SECOND, 60 * SECOND, None)
 }
 
 fn io() -> Arc<UdpIo> {

@@ -145,6 +145,30 @@ fn a_stun_message_that_carries_data_is_offered_whole_however_long() {
 }
 
 #[test]
+fn nothing_stays_due_once_what_is_too_old_has_gone() {
+    let now = start();
+    let mut queue = Queue::new(Protocol::Rfc4571, 1 << 20, AGE);
+    assert_eq!(queue.next_expiry(), None);
+    queue.push(now, batch(&[b"begun", b"old"]));
+    assert_eq!(queue.next_expiry(), Some(now + AGE));
+    // A frame that the stream has begun to take is finished, what is behind it is dropped.
+    queue.front(now, 1 << 20).unwrap();
+    queue.advance(3);
+    assert_eq!(queue.next_expiry(), Some(now + AGE));
+    queue.expire(now + AGE);
+    assert_eq!((queue.next_expiry(), queue.take_dropped().expired), (None, 1));
+    queue.push(now + AGE, batch(&[b"new"]));
+    assert_eq!(queue.next_expiry(), Some(now + 2 * AGE));
+    // What the stream has been offered it may yet take.
+    queue.front(now + AGE, 1 << 20).unwrap();
+    queue.drop_data();
+    assert_eq!(queue.next_expiry(), None);
+    queue.advance(0);
+    queue.expire(now + 2 * AGE);
+    assert_eq!(queue.next_expiry(), None);
+}
+
+#[test]
 fn an_empty_queue_owns_little_whatever_it_has_held() {
     let mut queue = Queue::new(Protocol::Rfc4571, 1 << 30, AGE);
     let now = start();

@@ -103,7 +103,7 @@ impl From<TlsError> for io::Error {
 
 impl From<io::Error> for TlsError {
     fn from(source: io::Error) -> Self {
-        Self::Broken(source)
+        source.downcast().unwrap_or_else(Self::Broken)
     }
 }
 
@@ -112,10 +112,7 @@ impl From<Error> for TlsError {
         let why = match error {
             Error::InvalidMessage(_) => return Self::Plain,
             Error::InvalidCertificate(error) => bad_certificate(&error),
-            Error::AlertReceived(alert) => match refused_by_peer(alert) {
-                Some(why) => why,
-                None => return Self::Broken(io::Error::other(format!("the peer ended it ({alert:?})"))),
-            },
+            Error::AlertReceived(alert) => refused_by_peer(alert),
             Error::DecryptError => {
                 return Self::Broken(io::Error::other("what came was changed on the way"));
             }
@@ -192,8 +189,7 @@ fn date(unix: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(unix.min(last)))
 }
 
-/// `None`: it is not us that it does not like.
-fn refused_by_peer(alert: AlertDescription) -> Option<String> {
+fn refused_by_peer(alert: AlertDescription) -> String {
     let why = match alert {
         AlertDescription::CertificateRequired => "it asks for a certificate",
         AlertDescription::CertificateExpired => "our certificate has expired",
@@ -208,9 +204,9 @@ fn refused_by_peer(alert: AlertDescription) -> Option<String> {
         AlertDescription::CertificateRevoked => "our certificate is revoked",
         AlertDescription::UnsupportedCertificate => "it takes no certificate of this kind",
         AlertDescription::InsufficientSecurity => "it wants stronger ciphers",
-        _ => return None,
+        alert => return format!("the peer refused ({alert:?})"),
     };
-    Some(format!("the peer refused: {why}"))
+    format!("the peer refused: {why}")
 }
 
 #[cfg(test)]
@@ -252,11 +248,11 @@ mod tests {
         assert!(TlsError::Plain.is_refusal());
         assert!(TlsError::from(Error::NoCertificatesPresented).is_refusal());
         assert!(!TlsError::Closed.is_refusal());
-        assert!(!TlsError::from(Error::AlertReceived(AlertDescription::BadRecordMac)).is_refusal());
         assert!(TlsError::from(Error::AlertReceived(AlertDescription::UnknownCA)).is_refusal());
         assert!(!TlsError::from(Error::DecryptError).is_refusal());
         let error: io::Error = TlsError::Plain.into();
         assert!(matches!(TlsError::within(&error), Some(TlsError::Plain)));
+        assert!(matches!(TlsError::from(error), TlsError::Plain), "it is the same on the way back");
         assert!(TlsError::within(&io::ErrorKind::ConnectionReset.into()).is_none());
     }
 }
