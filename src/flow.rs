@@ -128,10 +128,7 @@ impl Flow {
         if !inner.queue.is_long() {
             return Poll::Ready(());
         }
-        match &mut inner.reader {
-            Some(reader) => reader.clone_from(cx.waker()),
-            reader => *reader = Some(cx.waker().clone()),
-        }
+        note(&mut inner.reader, cx);
         Poll::Pending
     }
 
@@ -156,10 +153,7 @@ impl Flow {
         match front {
             Some(bytes) => Poll::Ready(bytes),
             None => {
-                match &mut inner.writer {
-                    Some(writer) => writer.clone_from(cx.waker()),
-                    writer => *writer = Some(cx.waker().clone()),
-                }
+                note(&mut inner.writer, cx);
                 Poll::Pending
             }
         }
@@ -226,10 +220,7 @@ impl Flow {
         match inner.queue.next_expiry() {
             Some(due) => Poll::Ready(due),
             None => {
-                match &mut inner.writer {
-                    Some(writer) => writer.clone_from(cx.waker()),
-                    writer => *writer = Some(cx.waker().clone()),
-                }
+                note(&mut inner.writer, cx);
                 Poll::Pending
             }
         }
@@ -252,6 +243,14 @@ impl Flow {
     /// A panic elsewhere must not end this flow: the queue is valid between any two of its methods.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whoever polls is to be woken.
+fn note(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    match waker {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *waker = Some(cx.waker().clone()),
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use actix_relay::config::SupervisorConfig;
+use actix_relay::event::RelayEvent;
 use support::relay_side::{PASSWORD, REASON, REFRESH, Side, USER, config, data};
 use support::{House, soon};
 use tokio::io::AsyncReadExt;
@@ -112,7 +113,9 @@ async fn passwords_are_guessed_a_few_times_only_also_by_one_that_has_joined() {
 /// One that reads nothing, and what waits for it.
 #[actix::test]
 async fn what_a_side_does_not_take_grows_too_old_also_when_nothing_more_comes() {
-    let house = House::new().await;
+    let mut supervisor = SupervisorConfig::default();
+    supervisor.stats_interval = Duration::from_millis(50);
+    let mut house = House::with(supervisor).await;
     let mut config = config("relay");
     config.max_queue_delay = Duration::from_millis(20);
     let (_, relay) = house.start_relay(config).await;
@@ -121,15 +124,13 @@ async fn what_a_side_does_not_take_grows_too_old_also_when_nothing_more_comes() 
     for _ in 0..sent {
         b.send_data(0x4001, &[7; 60_000]).await;
     }
-    let all_told = async {
-        loop {
-            let counters = house.relay_pairs("relay").await[0].counters;
+    let all_told = house.relay_event("relay", |event| match event {
+        RelayEvent::RelayStats { counters, .. } => {
             // What the socket of the deaf one has taken counts as forwarded, but for what it has a part of.
-            if counters.forwarded.datagrams + counters.drops.total() + 1 >= sent {
-                return counters.drops.expired;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let told = counters.forwarded.datagrams + counters.drops.total() + 1;
+            (told >= sent).then_some(counters.drops.expired)
         }
-    };
-    assert!(soon("all has gone or is dropped", all_told).await > 0);
+        _ => None,
+    });
+    assert!(all_told.await > 0, "some was too old");
 }
